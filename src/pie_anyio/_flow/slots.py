@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One-shot results that a synchronous router sets and any number of tasks wait for."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from anyio import Event
+from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
+from attrs import frozen
+
+T = TypeVar("T")
+
+
+@frozen
+class Resolved(Generic[T]):
+    """The outcome of a slot that got a value."""
+
+    value: T
+
+
+@frozen(eq=False)
+class Rejected:
+    """The outcome of a slot that got an error."""
+
+    error: BaseException
+
+
+class ReplySlot(Generic[T]):
+    """Hold one outcome: the first one that is set wins, later ones are refused.
+
+    Setting is synchronous and never fails, so that a router may do it between two events. A slot costs two
+    references until somebody waits: tens of thousands of them are alive during a large fan-out, and most are waited
+    for by one task or by none.
+    """
+
+    __slots__ = ("__weakref__", "_event", "_outcome")
+
+    def __init__(self) -> None:
+        self._outcome: Resolved[T] | Rejected | None = None
+        self._event: Event | None = None
+
+    def __repr__(self) -> str:
+        # The value is left out: it may be a megabyte of somebody's data, or a secret.
+        match self._outcome:
+            case Rejected(error=error):
+                return f"<ReplySlot rejected with {type(error).__name__}>"
+            case Resolved():
+                return "<ReplySlot resolved>"
+            case None:
+                return "<ReplySlot pending>"
+
+    @property
+    def done(self) -> bool:
+        """Tell whether an outcome is there."""
+        return self._outcome is not None
+
+    def peek(self) -> Resolved[T] | Rejected | None:
+        """Return the outcome, or None while there is none; for synchronous clean-up code."""
+        return self._outcome
+
+    def set_result(self, value: T) -> bool:
+        """Resolve the slot; return False if it already had an outcome, which then stands."""
+        return self._settle(Resolved(value))
+
+    def set_error(self, error: BaseException) -> bool:
+        """Reject the slot; return False if it already had an outcome, which then stands."""
+        return self._settle(Rejected(error))
+
+    async def wait(self) -> T:
+        """Wait for the outcome; return its value or raise its error.
+
+        Any number of tasks may wait, before or after the outcome is set.
+
+        Raises:
+            BaseException: the error that the slot was rejected with, the same object for every waiter.
+
+        Cancellation: loses nothing. The outcome stays in the slot; wait again, or look with `peek`. A wait that has
+        seen the outcome delivers it even if its scope is cancelled in the same turn of the loop.
+        """
+        await checkpoint_if_cancelled()
+        if self._outcome is None:
+            if self._event is None:
+                self._event = Event()
+            await self._event.wait()
+        else:
+            # From here on the outcome is handed over, so only a shielded checkpoint may stand in between.
+            await cancel_shielded_checkpoint()
+        return self._deliver()
+
+    def _settle(self, outcome: Resolved[T] | Rejected) -> bool:
+        if self._outcome is not None:
+            return False
+        self._outcome = outcome
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+        return True
+
+    def _deliver(self) -> T:
+        match self._outcome:
+            case Resolved(value=value):
+                return value
+            case Rejected(error=error):
+                # One exception object serves all waiters. Raising appends the raiser's frames to its traceback, so
+                # without a fresh start every waiter would add to it and keep the frames of all the others alive.
+                raise error.with_traceback(None)
+            case None:
+                raise AssertionError("a waiter of a ReplySlot was woken without an outcome")
