@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MessagePack to messages and back, strict about shape and lenient about what an engine may add.
+
+Unknown message types, unknown keys and bytes after the first value are ignored, as engines ignore them. Text that is
+not UTF-8 is read with replacement characters. A message that is cut short or damaged is read as far as it goes, so
+that the request or process that it belonged to can be failed instead of being waited for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias, cast
+
+import attrs
+import msgpack
+
+from .._exceptions import InvalidRequest
+from .messages import MAX_CORR_ID, REQUESTS, FileChunk, McpRequest, ProcessEvent, Request, Response
+
+Fields: TypeAlias = dict[str, Any]
+Payload: TypeAlias = bytes | bytearray | memoryview
+
+_packer: Final = msgpack.Packer(use_bin_type=True, autoreset=True)
+
+
+class DecodeError(ValueError):
+    """A payload is not a message; ``fields`` is what could be read of it."""
+
+    def __init__(self, message: str, fields: Fields | None = None) -> None:
+        super().__init__(message)
+        self.fields: Fields = fields or {}
+
+
+def encode_request(request: Request, corr_id: int | None) -> bytes:
+    """Encode one request; ``corr_id`` is None for the kinds that carry none.
+
+    Raises:
+        InvalidRequest: a field cannot be expressed in MessagePack (lone surrogates, integers beyond 64 bits).
+    """
+    message: Fields = {"type": request.type}
+    if corr_id is not None:
+        message["corr_id"] = corr_id
+    message.update(request.fields())
+    try:
+        return _packer.pack(message)
+    except (UnicodeEncodeError, OverflowError, TypeError, ValueError) as exc:
+        _packer.reset()
+        msg = f"{request.type}: cannot be sent: {exc}"
+        raise InvalidRequest(msg) from exc
+
+
+def encode_message(message: Response | ProcessEvent | FileChunk | McpRequest, *, named_files: bool = False) -> bytes:
+    """Encode one engine message; ``named_files`` adds the ``name`` key of 0.5 to file chunks."""
+    fields: Fields = {"type": message.type}
+    for field in attrs.fields(type(message)):
+        if field.name != "name" or named_files:
+            fields[field.name] = getattr(message, field.name)
+    return _packer.pack(fields)
+
+
+def decode_fields(payload: Payload) -> Fields:
+    """Decode a payload into its map.
+
+    Raises:
+        DecodeError: it is damaged or not a map; its ``fields`` holds what came before the damage.
+    """
+    try:
+        value = msgpack.unpackb(payload, strict_map_key=False)
+    except msgpack.ExtraData as exc:
+        value = cast("Any", exc).unpacked
+    except UnicodeDecodeError:
+        value = _decode_lenient(payload)
+    except (ValueError, TypeError) as exc:  # the base of every msgpack error; TypeError: an unhashable map key
+        msg = f"not a MessagePack message: {type(exc).__name__}"
+        raise DecodeError(msg, _salvage(payload)) from exc
+    if type(value) is not dict:
+        msg = f"expected a map, got {type(value).__name__}"
+        raise DecodeError(msg)
+    return cast("Fields", value)
+
+
+def _decode_lenient(payload: Payload) -> object:
+    """Decode again with replacement characters for bytes that are not UTF-8."""
+    try:
+        return msgpack.unpackb(payload, strict_map_key=False, unicode_errors="replace")
+    except msgpack.ExtraData as exc:
+        return cast("object", cast("Any", exc).unpacked)
+    except (ValueError, TypeError) as exc:
+        msg = f"not a MessagePack message: {type(exc).__name__}"
+        raise DecodeError(msg, _salvage(payload)) from exc
+
+
+def _salvage(payload: Payload) -> Fields:
+    """Read key/value pairs until the damage begins."""
+    fields: Fields = {}
+    unpacker = msgpack.Unpacker(strict_map_key=False, unicode_errors="replace", max_buffer_size=len(payload) or 1)
+    unpacker.feed(payload)
+    try:
+        for _ in range(unpacker.read_map_header()):
+            key = unpacker.unpack()
+            fields[key] = unpacker.unpack()
+    except (ValueError, TypeError, msgpack.UnpackException):
+        pass
+    return fields
+
+
+def read_response(fields: Fields) -> Response:
+    """Check the fields of a ``response``."""
+    corr_id, ok, result = fields.get("corr_id"), fields.get("ok"), fields.get("result")
+    if type(corr_id) is not int or type(ok) is not bool or type(result) is not str:
+        msg = "a response without a valid corr_id, ok or result"
+        raise DecodeError(msg, fields)
+    return Response(corr_id, ok, result)
+
+
+def read_file_chunk(fields: Fields) -> FileChunk:
+    """Check the fields of a ``file`` chunk."""
+    name = fields.get("name")
+    try:
+        chunk = FileChunk(
+            _typed(fields, "process_id", str),
+            _typed(fields, "file_hash", str),
+            _typed(fields, "chunk_index", int),
+            _typed(fields, "total_chunks", int),
+            _typed(fields, "chunk_data", bytes),
+            name if type(name) is str else None,
+        )
+    except KeyError as exc:
+        msg = f"a file chunk without a valid {exc.args[0]}"
+        raise DecodeError(msg, fields) from exc
+    return chunk
+
+
+def read_mcp_request(fields: Fields) -> McpRequest:
+    """Check the fields of an ``mcp_request``."""
+    try:
+        return McpRequest(
+            _typed(fields, "corr_id", int),
+            _typed(fields, "process_id", str),
+            _typed(fields, "server_name", str),
+            _typed(fields, "method", str),
+            _typed(fields, "params", str),
+        )
+    except KeyError as exc:
+        msg = f"an mcp_request without a valid {exc.args[0]}"
+        raise DecodeError(msg, fields) from exc
+
+
+def _typed(fields: Fields, name: str, kind: type) -> Any:
+    value = fields.get(name)
+    if type(value) is not kind:
+        raise KeyError(name)
+    return value
+
+
+def decode_request(payload: Payload) -> tuple[Request, int | None]:
+    """Decode a client's message on the engine's side, by the engine's acceptance rules.
+
+    Integers of any width, text given as bytes and chunks given as text or integer arrays are accepted, unknown keys
+    ignored; a missing or ill-typed required field, an unknown type or a ``corr_id`` outside ``u32`` is refused.
+
+    Raises:
+        DecodeError: as an engine would refuse it.
+    """
+    return build_request(decode_fields(payload))
+
+
+def build_request(fields: Fields) -> tuple[Request, int | None]:
+    """Make a request of decoded fields; see :func:`decode_request`."""
+    tag = fields.get("type")
+    if tag is None:
+        msg = "missing field `type`"
+        raise DecodeError(msg)
+    cls = REQUESTS.get(tag) if isinstance(tag, str) else None
+    if cls is None:
+        msg = f"unknown variant `{tag}`, expected one of {', '.join(f'`{name}`' for name in REQUESTS)}"
+        raise DecodeError(msg)
+    values = {field.name: _coerce(fields, field) for field in attrs.fields(cls)}
+    if not cls.answered and cls.type != "mcp_response":
+        return cls(**values), None
+    corr_id = fields.get("corr_id")
+    if type(corr_id) is not int or not 0 <= corr_id <= MAX_CORR_ID:
+        msg = "missing field `corr_id`" if corr_id is None else f"invalid value: `{corr_id!r}`, expected u32"
+        raise DecodeError(msg)
+    return cls(**values), corr_id
+
+
+def _coerce(fields: Fields, field: attrs.Attribute[Any]) -> Any:
+    """Read one field as serde would, from the annotation of the message class."""
+    value, wanted = fields.get(field.name), cast("str", field.type)
+    optional = wanted.endswith("| None")
+    if value is None:
+        if optional:
+            return None
+        msg = f"missing field `{field.name}`"
+        raise DecodeError(msg)
+    base = wanted.removesuffix("| None").strip()
+    try:
+        return _COERCIONS[base](value)
+    except (ValueError, TypeError) as exc:
+        msg = f"invalid type for `{field.name}`, expected {base}"
+        raise DecodeError(msg) from exc
+
+
+def _as_text(value: Any) -> str:
+    if type(value) is bytes:
+        return value.decode()
+    if type(value) is not str:
+        raise TypeError
+    return value
+
+
+def _as_unsigned(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**64:
+        raise TypeError
+    return value
+
+
+def _as_bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError
+    return value
+
+
+def _as_bytes(value: Any) -> bytes:
+    if type(value) is str:
+        return value.encode()
+    if type(value) is list:
+        return bytes(value)
+    if type(value) is not bytes:
+        raise TypeError
+    return value
+
+
+def _as_texts(value: Any) -> list[str]:
+    if type(value) is not list:
+        raise TypeError
+    return [_as_text(item) for item in value]
+
+
+def _as_budgets(value: Any) -> list[int | None]:
+    if type(value) is not list:
+        raise TypeError
+    return [None if item is None else _as_unsigned(item) for item in value]
+
+
+_COERCIONS: Final[dict[str, Any]] = {
+    "str": _as_text,
+    "int": _as_unsigned,
+    "bool": _as_bool,
+    "bytes": _as_bytes,
+    "list[str]": _as_texts,
+    "list[int | None]": _as_budgets,
+}

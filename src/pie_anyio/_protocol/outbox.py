@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What waits to be sent: three lanes of whole messages, as plain data.
+
+The control lane (terminate, login, tool answers) is drained first, the request lane in order, and the bulk lane
+(chunks of uploads and files) one chunk at a time in between, so that a large upload delays a terminate by one chunk at
+the most. An entry is a whole message and is framed only when it is taken, so it can be withdrawn until then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+
+import attrs
+
+
+class Lane(IntEnum):
+    """The lanes, in the order in which they are drained."""
+
+    CONTROL = 0
+    REQUEST = 1
+    BULK = 2
+
+
+@attrs.define(eq=False)
+class Entry:
+    """One message in the outbox. ``payload`` is None once it was taken or withdrawn."""
+
+    lane: Lane
+    payload: bytes | None = attrs.field(repr=False)
+    corr_id: int | None = None
+
+
+class Outbox:
+    """Queued messages by lane, with exact byte counts."""
+
+    __slots__ = ("_lanes", "bulk_bytes", "queued_bytes")
+
+    def __init__(self) -> None:
+        self._lanes: tuple[deque[Entry], deque[Entry], deque[Entry]] = (deque(), deque(), deque())
+        self.queued_bytes = 0
+        self.bulk_bytes = 0
+
+    def __bool__(self) -> bool:
+        return self.queued_bytes > 0
+
+    def add(self, lane: Lane, payload: bytes, corr_id: int | None = None) -> Entry:
+        """Append one encoded message to a lane."""
+        entry = Entry(lane, payload, corr_id)
+        self._lanes[lane].append(entry)
+        self._count(lane, len(payload))
+        return entry
+
+    def withdraw(self, entry: Entry) -> bool:
+        """Take an entry back; False where it was taken for sending before."""
+        if entry.payload is None:
+            return False
+        self._count(entry.lane, -len(entry.payload))
+        entry.payload = None  # its place in the lane is skipped later, which is cheaper than searching for it
+        return True
+
+    def take(self) -> tuple[bytes, Entry] | None:
+        """Take the next message to send, or None where nothing is queued."""
+        for lane in self._lanes:
+            while lane:
+                entry = lane.popleft()
+                payload = entry.payload
+                if payload is not None:
+                    entry.payload = None
+                    self._count(entry.lane, -len(payload))
+                    return payload, entry
+        return None
+
+    def clear(self) -> None:
+        """Drop everything that is queued."""
+        for lane in self._lanes:
+            for entry in lane:
+                entry.payload = None
+            lane.clear()
+        self.queued_bytes = self.bulk_bytes = 0
+
+    def _count(self, lane: Lane, size: int) -> None:
+        self.queued_bytes += size
+        if lane is Lane.BULK:
+            self.bulk_bytes += size

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes that one connection knows, and the events that arrive for processes it does not know yet."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Final
+
+import attrs
+
+from .._types import Limits
+from .state import PROCESS, ProcessState, ProcessTrigger, advance
+
+_TAIL_CHARS: Final = 2048
+_FINISHED_IDS: Final = 4096
+
+
+@attrs.define(eq=False)
+class ProcessRecord:
+    """One process that this connection receives events for."""
+
+    process_id: str
+    owner: object
+    quiet: bool
+    """Nobody reads stdout and stderr: keep only the tail that error messages quote."""
+    state: ProcessState = ProcessState.RUNNING
+    tail: str = ""
+    seen_output: bool = False
+
+    def advance(self, trigger: ProcessTrigger) -> None:
+        """Move to the state that the table gives."""
+        self.state = advance(PROCESS, self.state, trigger)
+
+    def keep_tail(self, text: str) -> None:
+        """Remember the end of what the process printed."""
+        self.tail = (self.tail + text[-_TAIL_CHARS:])[-_TAIL_CHARS:]
+
+
+@attrs.define(eq=False)
+class _Orphan:
+    process_id: str
+    fields: dict[str, object]
+    size: int
+
+
+class ProcessTable:
+    """Live processes by id, recently ended ids, and a bounded waiting room for events of unknown ids.
+
+    The waiting room is open only while a launch or attach is unanswered: at any other time nothing could ever claim
+    what it holds. So it needs no clock to expire.
+    """
+
+    __slots__ = ("_finished", "_limits", "_orphan_bytes", "_orphans", "dropped_orphans", "live")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.live: dict[str, ProcessRecord] = {}
+        self._finished: OrderedDict[str, None] = OrderedDict()
+        self._orphans: deque[_Orphan] = deque()
+        self._orphan_bytes = 0
+        self.dropped_orphans = 0
+
+    def finish(self, record: ProcessRecord) -> None:
+        """Forget a process that ended, and remember its id so that late events are told from early ones."""
+        del self.live[record.process_id]
+        self._finished[record.process_id] = None
+        if len(self._finished) > _FINISHED_IDS:
+            self._finished.popitem(last=False)
+
+    def keep_orphan(self, process_id: str, fields: dict[str, object], size: int) -> None:
+        """Put an event of an unknown process into the waiting room; beyond its limits the oldest makes way."""
+        if process_id in self._finished:
+            self.dropped_orphans += 1
+            return
+        self._orphans.append(_Orphan(process_id, fields, size))
+        self._orphan_bytes += size
+        while len(self._orphans) > self._limits.orphan_events or self._orphan_bytes > self._limits.orphan_bytes:
+            self._orphan_bytes -= self._orphans.popleft().size
+            self.dropped_orphans += 1
+
+    def claim_orphans(self, process_id: str) -> list[dict[str, object]]:
+        """Take the waiting events of a process that has just become known, in order."""
+        if not self._orphans:
+            return []
+        mine = [orphan.fields for orphan in self._orphans if orphan.process_id == process_id]
+        self._orphans = deque(orphan for orphan in self._orphans if orphan.process_id != process_id)
+        self._orphan_bytes = sum(orphan.size for orphan in self._orphans)
+        return mine
+
+    def close_waiting_room(self) -> None:
+        """Drop what waits: no unanswered launch could claim it any more."""
+        self.dropped_orphans += len(self._orphans)
+        self._orphans.clear()
+        self._orphan_bytes = 0
+
+    def reopen(self, process_id: str) -> None:
+        """Let an id live again, for an attach to a process that this connection saw before."""
+        self._finished.pop(process_id, None)
