@@ -47,10 +47,24 @@ class Event(StrEnum):
 
 
 _MAX_NAME_BYTES: Final = 255  # what common file systems accept for one component
-# Names that Windows maps to devices whatever their extension.
+_MAX_EXTENSION_BYTES: Final = 32  # a longer "extension" is part of the name when something must be cut
+_MAX_COPIES: Final = 1000
+# Names that Windows maps to devices whatever their extension; the superscript digits count as digits there.
 _DEVICE_NAMES: Final = frozenset(
-    ["con", "prn", "aux", "nul", *(f"com{n}" for n in range(1, 10)), *(f"lpt{n}" for n in range(1, 10))]
+    ["con", "prn", "aux", "nul", "conin$", "conout$"]
+    + [f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789\u00b9\u00b2\u00b3"]
 )
+_WINDOWS_FORBIDDEN: Final = str.maketrans(dict.fromkeys('<>"|?*', "_"))
+
+
+def _fit(name: str, mark: str = "") -> str:
+    """Put ``mark`` before the extension of ``name`` and cut the part before it to what file systems accept."""
+    stem, extension = os.path.splitext(name)
+    if len(extension.encode()) > _MAX_EXTENSION_BYTES:
+        stem, extension = name, ""
+    room = _MAX_NAME_BYTES - len((mark + extension).encode())
+    short = stem.encode()[:room].decode(errors="ignore")
+    return short.rstrip(". ") + mark + extension if len(short) < len(stem) else stem + mark + extension
 
 
 class ReceivedFile(bytes):
@@ -76,48 +90,57 @@ class ReceivedFile(bytes):
     def file_name(self, fallback: str = "file.bin") -> str:
         """Give a name that is safe to join to a directory.
 
-        Directories, drive letters, control characters, ``.``/``..``, trailing dots and spaces, and names of Windows
-        devices are removed or neutralised, and over-long names are cut with their extension kept; ``fallback`` stands
-        in where nothing usable is left.
+        Directories, drive letters, control and formatting characters, ``.``/``..``, trailing dots and spaces, and
+        what Windows forbids or maps to devices are removed or neutralised, and over-long names are cut with their
+        extension kept. ``fallback`` stands in, unchanged, where nothing usable is left.
         """
         tail = (self.name or "").replace("\\", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
         clean = "".join(ch for ch in tail if unicodedata.category(ch)[0] != "C").strip().rstrip(". ")
-        if clean in ("", ".", ".."):
+        if not clean:
             return fallback
+        clean = clean.translate(_WINDOWS_FORBIDDEN)
         if clean.split(".", 1)[0].strip().lower() in _DEVICE_NAMES:
             clean = f"_{clean}"
-        stem, extension = os.path.splitext(clean)
-        extension = extension if len(extension.encode()) <= 32 else ""
-        room = _MAX_NAME_BYTES - len(extension.encode())
-        return stem.encode()[:room].decode(errors="ignore") + extension
+        return _fit(clean) or fallback
 
     def save(self, directory: str | os.PathLike[str], fallback: str = "file.bin") -> Path:
         """Write the file into ``directory`` under its own safe name and return the path.
 
         The directory is created where it is missing. An existing file is never overwritten and a symbolic link never
-        followed: a number is put before the extension instead.
+        followed: a number is put before the extension instead. A file that could not be written whole is removed.
+        The call blocks; within a task, run it in a worker thread.
 
         Raises:
             TransferError: no free name was found, or the directory cannot be written.
         """
         folder = Path(directory)
-        stem, extension = os.path.splitext(self.file_name(fallback))
+        name = self.file_name(fallback)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for number in range(1000):
-                path = folder / (f"{stem}{extension}" if number == 0 else f"{stem}-{number}{extension}")
-                try:
-                    # "x" is O_CREAT|O_EXCL, which fails on an existing name and does not follow a symbolic link.
-                    with path.open("xb") as file:
-                        file.write(self)
-                except FileExistsError:
-                    continue
-                return path
+            for number in range(_MAX_COPIES):
+                path = folder / (_fit(name, f"-{number}") if number else name)
+                if self._write_new(path):
+                    return path
         except OSError as exc:
             msg = f"could not save a received file of {len(self)} bytes in {folder}: {exc.strerror or exc}"
             raise TransferError(msg) from exc
-        msg = f"could not save a received file in {folder}: {stem}{extension} and 999 numbered names exist already"
+        msg = f"could not save a received file in {folder}: {name} and {_MAX_COPIES - 1} numbered names exist already"
         raise TransferError(msg)
+
+    def _write_new(self, path: Path) -> bool:
+        """Write a file that did not exist, whole or not at all; say False where the name is taken."""
+        try:
+            # "x" is O_CREAT|O_EXCL, which fails on an existing name and does not follow a symbolic link.
+            file = path.open("xb")
+        except FileExistsError:
+            return False
+        try:
+            with file:
+                file.write(self)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return True
 
 
 class Stdout(NamedTuple):

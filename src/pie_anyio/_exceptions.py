@@ -30,7 +30,6 @@
 
 from __future__ import annotations
 
-import copyreg
 from typing import Any
 
 __all__ = [
@@ -62,12 +61,18 @@ __all__ = [
 class PieError(Exception):
     """Base of everything that pie-anyio raises on purpose.
 
-    Errors pickle with their attributes, so that they survive process pools and journals.
+    Errors pickle and copy with their attributes and notes, so that they survive process pools and journals. As with
+    every Python exception, traceback, cause and context stay behind.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default would call the class with ``self.args``, which loses keyword-only attributes.
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__.copy()  # type: ignore[attr-defined]
+        # Python's own way calls the class with ``self.args`` alone, which fails on mandatory keyword arguments.
+        return _restore, (type(self), self.args), self.__dict__.copy()
+
+
+def _restore(cls: type[PieError], args: tuple[object, ...]) -> PieError:
+    """Rebuild a pickled error without its constructor; pickle then fills in the attributes."""
+    return cls.__new__(cls, *args)
 
 
 class LocalProtocolError(PieError):
