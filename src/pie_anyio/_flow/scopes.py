@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, NoReturn, Self
+from typing import Literal, NoReturn, Self, TypeGuard
 
 from anyio import CancelScope, ResourceGuard, current_time, get_cancelled_exc_class
 
@@ -80,7 +80,7 @@ class raise_single:  # used as a statement, `with raise_single(...):`, and read 
     ) -> Literal[False]:
         # A group that the body raised arrives inside the task group's own; the identity test covers the blocks that
         # have no task group around the body after all.
-        if isinstance(exc, BaseExceptionGroup) and exc is not self.body.error:
+        if _is_group(exc) and exc is not self.body.error:
             chosen = choose(exc, self.body.error, self._several)
             if chosen is not exc:
                 _raise_with_own_context(chosen)
@@ -107,33 +107,58 @@ def choose(
     errors = [exc for exc in group.exceptions if not _consists_of(exc, cancelled)]
     if not errors:
         return group
-    chosen = _fatal(errors, body_error) or next((exc for exc in errors if exc is body_error), None)
-    if chosen is not None:
-        _add_context(chosen, [exc for exc in errors if exc is not chosen])
+    body = [exc for exc in errors if _is_from_body(exc, body_error)]
+    internal = [exc for exc in errors if not any(exc is other for other in body)]
+    if foremost := _fatal(errors, body) or body:
+        chosen, leaves = foremost[0], _leaves(foremost[0])
+        if body_error is not None and leaves == _leaves(body_error):
+            chosen = body_error
+        _add_context(chosen, [exc for exc in errors if leaves.isdisjoint(_leaves(exc))])
         return chosen
-    if len(errors) == 1:
-        return errors[0]
-    internal = group.derive(errors)
-    combined = several(internal)
-    combined.__cause__ = internal
+    if len(internal) == 1:
+        return internal[0]
+    failures = group.derive(internal)
+    combined = several(failures)
+    combined.__cause__ = failures
     return combined
 
 
+def _is_group(exc: BaseException | None) -> TypeGuard[BaseExceptionGroup[BaseException]]:
+    return isinstance(exc, BaseExceptionGroup)
+
+
 def _consists_of(exc: BaseException, kind: type[BaseException]) -> bool:
-    if isinstance(exc, BaseExceptionGroup):
+    if _is_group(exc):
         return exc.split(kind)[1] is None
     return isinstance(exc, kind)
 
 
-def _fatal(errors: Sequence[BaseException], body_error: BaseException | None) -> BaseException | None:
+def _leaves(exc: BaseException) -> set[int]:
+    if _is_group(exc):
+        return {leaf for member in exc.exceptions for leaf in _leaves(member)}
+    return {id(exc)}
+
+
+def _is_from_body(exc: BaseException, body_error: BaseException | None) -> bool:
+    """Recognise the body's error, also where it is a group that trio has copied.
+
+    A cancelled trio scope splits what passes through it, which makes new objects of all groups inside, with the same
+    members less the scope's own cancellations.
+    """
+    if _is_group(exc) and _is_group(body_error):
+        return _leaves(exc) <= _leaves(body_error)
+    return exc is body_error
+
+
+def _fatal(errors: Sequence[BaseException], body: Sequence[BaseException]) -> list[BaseException]:
     """Find what must end the program; inside groups of our own tasks too, but not inside the user's group."""
     for exc in errors:
-        if not isinstance(exc, BaseExceptionGroup):
-            if not isinstance(exc, Exception):
-                return exc
-        elif exc is not body_error and (found := _fatal(exc.exceptions, None)) is not None:
-            return found
-    return None
+        if _is_group(exc):
+            if not any(exc is other for other in body) and (found := _fatal(exc.exceptions, ())):
+                return found
+        elif not isinstance(exc, Exception):
+            return [exc]
+    return []
 
 
 def _add_context(exc: BaseException, others: Sequence[BaseException]) -> None:

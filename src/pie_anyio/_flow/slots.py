@@ -42,13 +42,10 @@ class ReplySlot(Generic[T]):
 
     def __repr__(self) -> str:
         # The value is left out: it may be a megabyte of somebody's data, or a secret.
-        match self._outcome:
-            case Rejected(error=error):
-                return f"<ReplySlot rejected with {type(error).__name__}>"
-            case Resolved():
-                return "<ReplySlot resolved>"
-            case None:
-                return "<ReplySlot pending>"
+        outcome = self._outcome
+        if isinstance(outcome, Rejected):
+            return f"<ReplySlot rejected with {type(outcome.error).__name__}>"
+        return "<ReplySlot pending>" if outcome is None else "<ReplySlot resolved>"
 
     @property
     def done(self) -> bool:
@@ -98,12 +95,10 @@ class ReplySlot(Generic[T]):
         return True
 
     def _deliver(self) -> T:
-        match self._outcome:
-            case Resolved(value=value):
-                return value
-            case Rejected(error=error):
-                # One exception object serves all waiters. Raising appends the raiser's frames to its traceback, so
-                # without a fresh start every waiter would add to it and keep the frames of all the others alive.
-                raise error.with_traceback(None)
-            case None:
-                raise AssertionError("a waiter of a ReplySlot was woken without an outcome")
+        outcome = self._outcome
+        assert outcome is not None, "a waiter of a ReplySlot was woken without an outcome"
+        if isinstance(outcome, Resolved):
+            return outcome.value
+        # One exception object serves all waiters. Raising appends the raiser's frames to its traceback, so without a
+        # fresh start every waiter would add to it and keep the frames of all the others alive.
+        raise outcome.error.with_traceback(None)
