@@ -91,6 +91,11 @@ class ClientProtocol:
     # --- towards the stream ----------------------------------------------------------------------------------------
 
     @property
+    def is_open(self) -> bool:
+        """Whether requests of every kind may be sent."""
+        return self.state is ConnectionState.OPEN
+
+    @property
     def wants_write(self) -> bool:
         """Whether ``data_to_send`` would give something."""
         return bool(self._raw) or bool(self._outbox) or self._close is not None
@@ -212,6 +217,12 @@ class ClientProtocol:
         record = self._processes.live.get(process_id)
         if record is not None:
             record.advance(ProcessTrigger.DETACH)
+
+    def lose(self, process_id: str, why: str) -> None:
+        """Give up a process that the engine will not report on any more."""
+        record = self._processes.live.get(process_id)
+        if record is not None:
+            self._end_process(record, ProcessTrigger.GONE, why)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Take nothing new and send a close frame behind what is queued. Idempotent."""

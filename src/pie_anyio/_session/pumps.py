@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three long-lived tasks of a connection: reader, writer, keepalive. Nothing else touches the stream."""
+
+from __future__ import annotations
+
+import attrs
+from anyio import current_time, sleep_until
+
+from .._exceptions import ConnectionLost, PieError
+from .._flow.wake import HighWater, Wake
+from .._protocol.connection import ClientProtocol
+from .._transport.stream import Transport
+from .._types import Keepalive
+from .router import Router
+
+
+@attrs.define(eq=False)
+class Link:
+    """One connection's parts, shared by its pumps."""
+
+    protocol: ClientProtocol
+    transport: Transport
+    router: Router
+    wake: Wake
+    requests: HighWater
+    """Holds back callers of unanswered requests while the outbox is full."""
+    bulk: HighWater
+    """Holds back uploads and file transfers."""
+    last_heard: float = 0.0
+
+    def flush(self) -> None:
+        """Route what the core has to say, and have the writer send what it wants to."""
+        self.router.route_all(self.protocol.events())
+        self.update_levels()
+        if self.protocol.wants_write:
+            self.wake.set()
+
+    def update_levels(self) -> None:
+        """Tell the gates how much is queued."""
+        bulk = self.protocol.bulk_bytes
+        self.bulk.set_level(bulk)
+        self.requests.set_level(self.protocol.outbound_bytes - bulk)
+
+    def fail(self, reason: PieError) -> None:
+        """End the connection for a reason found on this side of the core."""
+        self.protocol.fail(reason)
+        self.flush()
+        error = ConnectionLost(str(reason), issued=False)
+        self.bulk.fail(error)
+        self.requests.fail(error)
+
+
+async def read(link: Link) -> None:
+    """Feed the core until the stream ends. There is no other wait in this loop, so nothing can hold it up."""
+    data: bytes | None = b""
+    while data is not None:
+        try:
+            data = await link.transport.receive()
+        except ConnectionLost as exc:
+            link.fail(exc)
+            return
+        link.last_heard = current_time()
+        link.protocol.receive_data(data)
+        link.flush()
+        if link.router.ended.done:
+            break
+    link.fail(link.protocol.close_reason or ConnectionLost("the connection ended"))
+
+
+async def write(link: Link) -> None:
+    """Send what the core wants sent, several messages in one write, until the connection ends."""
+    while True:
+        await link.wake.wait()
+        while link.protocol.wants_write:
+            data = link.protocol.data_to_send()
+            link.update_levels()
+            try:
+                await link.transport.send(data)
+            except ConnectionLost as exc:
+                link.fail(exc)
+                return
+
+
+async def keep_alive(link: Link, policy: Keepalive) -> None:
+    """Ping a silent engine, and give it up when it stays silent.
+
+    Any inbound byte counts as life: a burst may hold up the pong itself.
+    """
+    link.last_heard = max(link.last_heard, current_time())
+    while True:
+        await sleep_until(link.last_heard + policy.interval)
+        asked = current_time()
+        if asked - link.last_heard < policy.interval:
+            continue
+        link.protocol.ping()
+        link.flush()
+        await sleep_until(asked + policy.timeout)
+        if link.last_heard < asked:
+            silence = current_time() - link.last_heard
+            msg = f"the engine at {link.transport.name} was silent for {silence:.0f} s and did not answer a ping"
+            link.fail(ConnectionLost(msg))
+            return

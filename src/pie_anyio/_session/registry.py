@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs that a session has started or attached to, from submission to the end, and the books about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import StrEnum
+
+import attrs
+
+from .._flow.buffers import EventBuffer
+from .._flow.slots import ReplySlot
+from .._receipt import Receipt
+from .._types import CorrelationId
+
+
+class EndKind(StrEnum):
+    """How a run ended."""
+
+    RETURNED = "returned"
+    FAILED = "failed"
+    TERMINATED = "terminated"
+    LOST = "lost"
+    REFUSED = "refused"
+    """The engine refused the launch: nothing was started."""
+    WITHDRAWN = "withdrawn"
+    """The launch never left this machine."""
+
+
+@attrs.frozen(eq=False)
+class Ending:
+    """How a run ended, and with what."""
+
+    kind: EndKind
+    text: str = ""
+    """The returned value or the engine's error text."""
+    tail: str = ""
+    """The last of what an unread process printed."""
+    error: Exception | None = None
+    """Set for ``REFUSED`` and ``LOST``."""
+
+
+@attrs.define(eq=False)
+class Run:
+    """One process as its client sees it, from before its launch is sent until its ending is known."""
+
+    program: str
+    corr_id: CorrelationId
+    started: ReplySlot[str]
+    """Resolves with the process id, or with the error of the launch."""
+    ended: ReplySlot[Ending]
+    """Resolves, always with a value, when nothing more can happen."""
+    buffer: EventBuffer | None = None
+    """Unread events; None where nobody reads them."""
+    process_id: str = ""
+    attached: bool = False
+    """Somebody else launched it; this client attached."""
+    released: bool = False
+    """Its owner left, and it is being ended."""
+    terminating: bool = False
+    """This client asked the engine to terminate it."""
+    detached: bool = False
+    counted: bool = False
+    """The books hold it as started."""
+    submitted_at: float = 0.0
+    started_at: float | None = None
+    first_output_at: float | None = None
+    ended_at: float | None = None
+
+
+class Registry:
+    """Live runs, and the counts of those that ended."""
+
+    __slots__ = ("_ended", "by_id", "launching", "started", "unconfirmed")
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Run] = {}
+        self.launching: set[Run] = set()
+        self.unconfirmed: dict[Run, str] = {}
+        self.started = 0
+        self._ended: Counter[EndKind] = Counter()
+
+    def launch(self, run: Run) -> None:
+        """Note a launch or attach that was submitted."""
+        self.launching.add(run)
+
+    def start(self, run: Run, process_id: str) -> None:
+        """Note the id that the engine gave."""
+        self.launching.discard(run)
+        run.process_id = process_id
+        if run.buffer is not None:
+            run.buffer.process_id = process_id
+        self.by_id[process_id] = run
+        self._count(run)
+        if run in self.unconfirmed:
+            self.unconfirmed[run] = process_id
+        run.started.set_result(process_id)
+
+    def end(self, run: Run, ending: Ending) -> None:
+        """Note the end of a run, once."""
+        if not run.ended.set_result(ending):
+            return
+        self.launching.discard(run)
+        self.by_id.pop(run.process_id, None)
+        if ending.kind is EndKind.LOST:
+            self._count(run)  # it may have started, even where its id never became known
+            if run.released:
+                self.note_unconfirmed(run)
+                return
+        else:
+            self.unconfirmed.pop(run, None)
+        self._ended[ending.kind] += 1
+
+    def note_unconfirmed(self, run: Run) -> None:
+        """Put a run on record that was told to end and was not seen to."""
+        self.unconfirmed[run] = run.process_id or "?"
+        self._count(run)
+
+    def _count(self, run: Run) -> None:
+        if not run.counted:
+            run.counted = True
+            self.started += 1
+
+    def receipt(self) -> Receipt:
+        """Give the account as it stands."""
+        ended = self._ended
+        live = [run for run in self.by_id.values() if run not in self.unconfirmed]
+        detached = sum(run.detached for run in live)
+        return Receipt(
+            started=self.started,
+            returned=ended[EndKind.RETURNED],
+            failed=ended[EndKind.FAILED],
+            terminated=ended[EndKind.TERMINATED],
+            detached=detached,
+            lost=ended[EndKind.LOST],
+            running=len(live) - detached,
+            not_started=ended[EndKind.REFUSED] + ended[EndKind.WITHDRAWN],
+            unconfirmed=tuple(self.unconfirmed.values()),
+        )

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From core events to slots and buffers: synchronous, total, never waiting, never raising for what an engine does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final, cast
+
+from anyio import current_time
+
+from .._events import AnyEvent, Error, Event, Return
+from .._exceptions import ConnectionLost, PieError, RemoteProtocolError
+from .._flow.slots import ReplySlot
+from .._protocol import events as core
+from .._protocol.messages import McpRequest
+from .._protocol.state import ProcessState
+from .refusals import engine_error
+from .registry import Ending, EndKind, Registry, Run
+
+logger: Final = logging.getLogger("pie_anyio")
+
+_KINDS: Final = {
+    ProcessState.RETURNED: EndKind.RETURNED,
+    ProcessState.FAILED: EndKind.FAILED,
+    ProcessState.TERMINATED: EndKind.TERMINATED,
+    ProcessState.LOST: EndKind.LOST,
+}
+SIGNAL: Final = "Signal"
+"""The error text of a process that was terminated, in both generations."""
+
+
+class Router:
+    """Delivers what the core reports. One per connection."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        generation: int,
+        handshake: ReplySlot[None],
+        on_notice: Callable[[str], None],
+        on_tool: Callable[[McpRequest], None],
+    ) -> None:
+        self._registry = registry
+        self._generation = generation
+        self._handshake = handshake
+        self._on_notice = on_notice
+        self._on_tool = on_tool
+        self.ended: ReplySlot[PieError] = ReplySlot()
+
+    def route_all(self, events: list[core.CoreEvent]) -> None:
+        """Route the events of one read. Consumers are woken at most once each, when this read is done."""
+        for event in events:
+            if type(event) is core.ProcessOutput:
+                run = cast("Run", event.owner)
+                if run.first_output_at is None:
+                    run.first_output_at = current_time()
+                if run.buffer is not None:
+                    run.buffer.put(event.event)
+            else:
+                self._route(event)
+
+    def _route(self, event: core.CoreEvent) -> None:
+        match event:
+            case core.ProcessEnded():
+                self._end_process(cast("Run", event.owner), event)
+            case core.ProcessStarted():
+                self._start_process(cast("Run", event.owner), event)
+            case core.FirstOutput():
+                cast("Run", event.owner).first_output_at = current_time()
+            case core.ReplyReceived():
+                self._reply(event)
+            case core.ReplyDamaged():
+                self._fail_owner(event.owner, RemoteProtocolError(f"the engine's answer is damaged: {event.detail}"))
+            case core.RequestLost():
+                self._lose(event)
+            case core.NoticeReceived():
+                self._on_notice(event.text)
+            case core.ToolRequested():
+                self._on_tool(event.request)
+            case core.HandshakeCompleted():
+                self._handshake.set_result(None)
+            case core.ConnectionEnded():
+                self._end_connection(event.reason)
+            case _:
+                pass  # a pong: that bytes arrived is all there is to know
+
+    def _start_process(self, run: Run, event: core.ProcessStarted) -> None:
+        run.started_at = current_time()
+        self._registry.start(run, event.process_id)
+
+    def _end_process(self, run: Run, event: core.ProcessEnded) -> None:
+        kind = _KINDS[event.state]
+        text = event.text or ""
+        if kind is EndKind.FAILED and (text == SIGNAL or (run.terminating and text in ("cancelled", ""))):
+            kind = EndKind.TERMINATED
+        run.ended_at = current_time()
+        if run.buffer is not None:
+            run.buffer.finish(_terminal_event(kind, text))
+        error = RemoteProtocolError(text or "the engine no longer knows the process") if kind is EndKind.LOST else None
+        self._registry.end(run, Ending(kind, text, event.tail, error))
+
+    def _reply(self, event: core.ReplyReceived) -> None:
+        owner = event.owner
+        if isinstance(owner, Run):
+            # Only refusals come this way: a launch that succeeds is reported as ProcessStarted.
+            error = engine_error("attach" if owner.attached else "launch", event.result, about=owner.program)
+            self._fail_owner(owner, error)
+        elif isinstance(owner, ReplySlot):
+            owner.set_result((event.ok, event.result))
+
+    def _lose(self, event: core.RequestLost) -> None:
+        if event.owner is not None:
+            text = "the connection was lost before the answer came"
+            text += "; the engine may have acted on it" if event.issued else "; nothing was sent, so it may be repeated"
+            self._fail_owner(event.owner, ConnectionLost(text, issued=event.issued, generation=self._generation))
+
+    def _fail_owner(self, owner: object, error: PieError) -> None:
+        """Give an error to whoever waits for an answer."""
+        if isinstance(owner, Run):
+            owner.ended_at = current_time()
+            if owner.buffer is not None:
+                owner.buffer.fail(error)
+            lost = isinstance(error, (ConnectionLost, RemoteProtocolError))
+            issued = getattr(error, "issued", True)
+            kind = EndKind.REFUSED if not lost else EndKind.LOST if issued else EndKind.WITHDRAWN
+            owner.started.set_error(error)
+            self._registry.end(owner, Ending(kind, getattr(error, "detail", ""), error=error))
+        elif isinstance(owner, ReplySlot):
+            owner.set_error(error)
+
+    def _end_connection(self, reason: PieError) -> None:
+        """Give everything its final outcome, synchronously; the first reason wins."""
+        self._handshake.set_error(reason)
+        for run in list(self._registry.by_id.values()):
+            error = lost_error(reason, f"process {run.process_id}", self._generation)
+            run.ended_at = current_time()
+            if run.buffer is not None:
+                run.buffer.fail(error)
+            if run.detached:
+                continue
+            self._registry.end(run, Ending(EndKind.LOST, str(reason), error=error))
+        self.ended.set_result(reason)
+
+
+def _terminal_event(kind: EndKind, text: str) -> AnyEvent:
+    return Return(Event.Return, text) if kind is EndKind.RETURNED else Error(Event.Error, text)
+
+
+def lost_error(reason: PieError, what: str, generation: int) -> ConnectionLost:
+    """Make one error instance for one waiter: a shared one would collect the tracebacks of all."""
+    error = ConnectionLost(f"{what}: {reason}", issued=True, generation=generation)
+    error.__cause__ = reason
+    return error

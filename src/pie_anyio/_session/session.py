@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Session``: one connection's tasks, its requests, and the runs that it owns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import attrs
+from anyio import AsyncContextManagerMixin, CancelScope, Lock, create_task_group, current_time, fail_after
+from anyio.abc import TaskGroup
+
+from .._exceptions import (
+    AuthenticationError,
+    ConnectError,
+    ConnectionClosed,
+    ConnectionLost,
+    PieError,
+    SessionError,
+    UnsupportedByEngine,
+)
+from .._flow.buffers import ByteBudget, EventBuffer, OverflowPolicy
+from .._flow.scopes import cleanup_until, raise_single
+from .._flow.slots import Rejected, ReplySlot
+from .._flow.wake import HighWater, Wake
+from .._protocol.connection import ClientProtocol
+from .._protocol.messages import AttachProcess, AuthIdentify, LaunchProcess, McpRequest, Request
+from .._transport.endpoint import Endpoint
+from .._transport.stream import Transport, open_transport
+from .._types import CAPABILITIES, Capabilities, CorrelationId, Generation, Keepalive, Limits
+from .pumps import Link, keep_alive, read, write
+from .reconcile import Reconciler
+from .refusals import is_busy
+from .registry import Ending, EndKind, Registry, Run
+from .router import Router, logger
+
+ABORTED: Final = "stream aborted"
+
+
+@attrs.frozen(kw_only=True)
+class SessionOptions:
+    """What a session needs to know."""
+
+    endpoint: Endpoint
+    identity: str
+    user_agent: str
+    limits: Limits
+    keepalive: Keepalive | None
+    connect_timeout: float
+    close_timeout: float
+    terminate_grace: float
+
+
+class Session(AsyncContextManagerMixin):
+    """A connection that is open while its block is.
+
+    Everything that changes state is synchronous and happens between two awaits, so a cancelled caller never leaves a
+    request half made.
+    """
+
+    def __init__(self, options: SessionOptions) -> None:
+        self.options = options
+        self.registry = Registry()
+        self.buffered = ByteBudget(options.limits.client_buffer_bytes)
+        self.tool_handler: object = None
+        self._login = Lock()
+        self._link: Link | None = None
+        self._tasks: TaskGroup | None = None
+        self._pumps: list[CancelScope] = []
+        self._stopped = False
+        self._reconciler = Reconciler(self)
+
+    # --- lifetime --------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Session]:
+        with raise_single(_several_failures) as single:
+            async with create_task_group() as tasks:
+                self._tasks = tasks
+                transport: Transport | None = None
+                try:
+                    deadline = current_time() + self.options.connect_timeout
+                    transport = await open_transport(self.options.endpoint, self.options.connect_timeout)
+                    await self._begin(tasks, transport, deadline)
+                    with single.body:
+                        yield self
+                finally:
+                    try:
+                        if transport is not None:
+                            await self._finish(transport)
+                    finally:
+                        self._stop_pumps()
+
+    async def _begin(self, tasks: TaskGroup, transport: Transport, deadline: float) -> None:
+        """Start the pumps and wait for the end of the opening handshake."""
+        options = self.options
+        headers = [(b"x-pie-identity", options.identity.encode()), (b"user-agent", options.user_agent.encode())]
+        protocol = ClientProtocol(
+            host=options.endpoint.host,
+            target=options.endpoint.target,
+            headers=headers,
+            entropy=os.urandom,
+            limits=options.limits,
+        )
+        handshake: ReplySlot[None] = ReplySlot()
+        router = Router(
+            self.registry, generation=1, handshake=handshake, on_notice=self._on_notice, on_tool=self._on_tool
+        )
+        link = Link(
+            protocol,
+            transport,
+            router,
+            Wake(),
+            HighWater(options.limits.outbox_bytes),
+            HighWater(options.limits.upload_window),
+        )
+        self._link = link
+        link.wake.set()
+        tasks.start_soon(self._pump, write, link, name="pie-anyio writer")
+        tasks.start_soon(self._pump, read, link, name="pie-anyio reader")
+        try:
+            with fail_after(max(0.0, deadline - current_time())):
+                await handshake.wait()
+        except TimeoutError as exc:
+            msg = (
+                f"{transport.name} accepted the connection but did not answer the WebSocket handshake within "
+                f"{options.connect_timeout:g} s"
+            )
+            raise ConnectError(msg, url=transport.name) from exc
+        except PieError as exc:
+            raise _handshake_error(exc, transport.name) from exc
+        if options.keepalive is not None:
+            tasks.start_soon(self._pump, keep_alive, link, options.keepalive, name="pie-anyio keepalive")
+
+    async def _pump(self, pump: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Run one pump, out of reach of a cancellation that comes from around the client's block.
+
+        Blocks inside the client's still have runs to end then, which takes a reader and a writer. The shield is
+        bounded: every way out of the client's block goes through ``_stop_pumps`` after at most ``close_timeout``.
+        """
+        with CancelScope(shield=True) as scope:
+            if not self._stopped:
+                self._pumps.append(scope)
+                await pump(*args)
+
+    def _stop_pumps(self) -> None:
+        self._stopped = True
+        for scope in self._pumps:
+            scope.cancel()
+
+    async def _finish(self, transport: Transport) -> None:
+        """Close within ``close_timeout``, in order; what cannot be waited for is cut."""
+        try:
+            if self._link is not None:
+                await self._say_goodbye(self._link)
+        finally:
+            await transport.aclose()
+            if self._link is not None:
+                self._link.fail(ConnectionClosed("the connection was closed by this side"))
+
+    async def _say_goodbye(self, link: Link) -> None:
+        protocol = link.protocol
+        survives = protocol.generation is not None and CAPABILITIES[protocol.generation].survives_disconnect
+        for run in self.registry.by_id.values():
+            # Only runs that nobody scopes are left here, and that generation lets them run on.
+            run.detached = run.detached or (survives and not run.released)
+        protocol.close()
+        link.flush()
+        with cleanup_until(current_time() + self.options.close_timeout):
+            # A write that was cut short leaves nothing to add to; an engine that is gone answers nothing.
+            if not transport_dead(link):
+                await link.router.ended.wait()
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def link(self) -> Link:
+        """The connection's parts.
+
+        Raises:
+            ConnectionLost: there is no connection any more.
+        """
+        link = self._link
+        if link is None:
+            msg = "the client is not connected; use it inside 'async with PieClient(url) as client:'"
+            raise ConnectionClosed(msg, issued=False)
+        ended = link.router.ended.peek()
+        if ended is not None:
+            assert not isinstance(ended, Rejected)
+            reason = ended.value
+            msg = f"there is no connection to {link.transport.name} any more: {reason}"
+            cls = ConnectionClosed if isinstance(reason, ConnectionClosed) else ConnectionLost
+            raise cls(msg, issued=False) from reason
+        return link
+
+    @property
+    def generation(self) -> Generation | None:
+        """The engine's generation, once an answer has told it."""
+        return self._link.protocol.generation if self._link is not None else None
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """What the engine can do, once its generation is known."""
+        generation = self.generation
+        return None if generation is None else CAPABILITIES[generation]
+
+    async def ready(self) -> None:
+        """Make sure that requests are allowed; logs in without credentials where nobody has logged in.
+
+        An engine without authentication, and any engine of 0.5, accepts that. It happens at the first request and not
+        at connecting, since on 0.4 the first name that is given stays the name of the connection.
+
+        Raises:
+            AuthenticationError: the engine wants credentials.
+            ConnectionLost: there is no connection any more.
+        """
+        if self.link.protocol.is_open:
+            return
+        async with self._login:
+            if self.link.protocol.is_open:
+                return
+            username = self.options.identity.rpartition("/")[2]
+            ok, result = await self.ask(AuthIdentify(username))
+            if not self.link.protocol.is_open:
+                detail = "it wants a signature" if ok else result
+                msg = (
+                    f"{self.options.endpoint.name} wants credentials ({detail}); call authenticate(username, key) or "
+                    "auth_by_token(token) first, or give them to PieClient"
+                )
+                raise AuthenticationError(msg, url=self.options.endpoint.name)
+
+    async def require(self, feature: str, capability: str) -> None:
+        """Refuse what this engine generation cannot do, before anything of it is sent.
+
+        Raises:
+            UnsupportedByEngine: it cannot.
+        """
+        await self.ready()
+        capabilities = self.capabilities
+        assert capabilities is not None
+        if not getattr(capabilities, capability):
+            able = [g for g, c in CAPABILITIES.items() if getattr(c, capability)]
+            raise UnsupportedByEngine(feature, generation=capabilities.generation, available_in=" or ".join(able))
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    async def ask(self, request: Request, *, urgent: bool = False) -> tuple[bool, str]:
+        """Send one request and wait for its answer, whatever the state of the login.
+
+        Cancellation: a request that has not left is withdrawn; otherwise its answer is dropped when it comes.
+        """
+        link = self.link
+        if link.requests.is_shut and not urgent:
+            await link.requests.wait_below()
+        slot: ReplySlot[tuple[bool, str]] = ReplySlot()
+        corr_id = link.protocol.submit(request, slot, urgent=urgent)
+        link.wake.set()
+        try:
+            return await slot.wait()
+        finally:
+            if not slot.done:
+                link.protocol.abandon(corr_id)
+                link.flush()
+
+    async def request(self, request: Request, *, urgent: bool = False) -> tuple[bool, str]:
+        """Send one request when allowed to, and wait for its answer; see :meth:`ask`."""
+        await self.ready()
+        return await self.ask(request, urgent=urgent)
+
+    async def notify(self, request: Request) -> None:
+        """Queue a message that is never answered.
+
+        Cancellation: either nothing was queued, or all of it.
+        """
+        await self.ready()
+        link = self.link
+        if link.requests.is_shut:
+            await link.requests.wait_below()
+        link.protocol.notify(request)
+        link.wake.set()
+
+    # --- runs ------------------------------------------------------------------------------------------------------
+
+    def start(
+        self, request: LaunchProcess | AttachProcess, *, quiet: bool = False, overflow: OverflowPolicy = "error"
+    ) -> Run:
+        """Submit a launch or attach, synchronously; the caller owns the run from here on and must release it.
+
+        Call :meth:`ready` before.
+        """
+        link = self.link
+        attaching = isinstance(request, AttachProcess)
+        program = f"process {request.process_id}" if isinstance(request, AttachProcess) else request.inferlet
+        buffer = None
+        if not quiet:
+            buffer = EventBuffer(self.options.limits.process_buffer_bytes, self.buffered, overflow)
+        run = Run(program, CorrelationId(0), ReplySlot(), ReplySlot(), buffer, attached=attaching)
+        run.corr_id = link.protocol.submit(request, run, quiet=quiet)
+        run.submitted_at = current_time()
+        self.registry.launch(run)
+        link.wake.set()
+        return run
+
+    def release(self, run: Run) -> None:
+        """Begin to end a run whose owner leaves, in whatever state it is. Synchronous and idempotent."""
+        if run.ended.done or run.released:
+            return
+        run.released = True
+        if run.buffer is not None:
+            run.buffer.discard()
+        link = self._link
+        assert link is not None
+        if run.process_id:
+            link.protocol.release(run.process_id)
+        elif link.protocol.abandon(run.corr_id) == 0:
+            self.registry.end(run, Ending(EndKind.WITHDRAWN))
+        link.flush()
+
+    async def confirm(self, run: Run, deadline: float) -> bool:
+        """Wait for a released run to be seen to end, until a deadline on the loop's clock; else put it on record.
+
+        Cancellation: it is shielded until the deadline. A native cancel of asyncio goes through; the run is then on
+        record as unconfirmed until it is seen to end.
+        """
+        if run.ended.done:
+            return not self._is_unconfirmed(run)
+        self.registry.note_unconfirmed(run)  # taken back by its end; holds also if the wait is torn down
+        with cleanup_until(deadline):
+            await run.ended.wait()
+        if not run.ended.done:
+            logger.warning("process %s was told to end and did not confirm it in time", run.process_id or "?")
+        return not self._is_unconfirmed(run)
+
+    def _is_unconfirmed(self, run: Run) -> bool:
+        return run in self.registry.unconfirmed
+
+    def grace_deadline(self) -> float:
+        """Give the point in time up to which released runs are waited for."""
+        return current_time() + self.options.terminate_grace
+
+    def lose(self, run: Run, why: str) -> None:
+        """Give up a run that the engine will not report on any more."""
+        if self._link is not None:
+            self._link.protocol.lose(run.process_id, why)
+            self._link.flush()
+
+    # --- what the engine says on its own ---------------------------------------------------------------------------
+
+    def _on_notice(self, text: str) -> None:
+        if text.startswith(ABORTED) and self._tasks is not None:
+            self._reconciler.suspect(self._tasks, self._pump)
+        elif not is_busy(text):
+            logger.warning("the engine says: %s", text)
+
+    def _on_tool(self, request: McpRequest) -> None:
+        handler = self.tool_handler
+        if callable(handler):
+            handler(request)
+
+
+def transport_dead(link: Link) -> bool:
+    """Tell whether nothing can be sent any more."""
+    return link.transport.broken or link.router.ended.done
+
+
+def _several_failures(group: BaseExceptionGroup[BaseException]) -> Exception:
+    return SessionError(f"{len(group.exceptions)} parts of a session failed at once")
+
+
+def _handshake_error(exc: PieError, name: str) -> ConnectError:
+    """Make the error of a connection that broke before the handshake was over."""
+    if isinstance(exc, ConnectError):
+        return ConnectError(f"could not connect to {name}: {exc}", url=name, status=exc.status, body=exc.body)
+    return ConnectError(f"could not connect to {name}: {exc}; is this the URL of a Pie engine?", url=name)
