@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pie_anyio import _events
@@ -42,10 +42,10 @@ def test_an_event_is_a_pair(event: AnyEvent) -> None:
 def describe(event: AnyEvent) -> str:
     """Tell events apart as a user would."""
     match event:
-        case Stdout(value=text) | Stderr(value=text) | Message(value=text):
-            return f"text {text}"
         case File(value=data):
             return f"file {data.name}"
+        case Stdout(value=text) | Stderr(value=text) | Message(value=text):
+            return f"text {text}"
         case Return(value=text):
             return f"return {text}"
         case Error(value=text) | Gap(value=text):
@@ -60,7 +60,7 @@ DESCRIPTIONS = [
 
 @pytest.mark.parametrize(
     ("event", "description"),
-    zip(EVENTS, DESCRIPTIONS, strict=True),
+    list(zip(EVENTS, DESCRIPTIONS, strict=True)),
     ids=[type(event).__name__ for event in EVENTS],
 )
 def test_match_tells_events_apart_by_class(event: AnyEvent, description: str) -> None:
@@ -74,14 +74,13 @@ def test_events_pickle(event: AnyEvent) -> None:
     again = pickle.loads(pickle.dumps(event))  # noqa: S301 - our own bytes
     assert type(again) is type(event)
     assert again == event
-    if isinstance(event, File):
-        assert again.value.name == event.value.name
+    assert getattr(again.value, "name", None) == ("a.txt" if isinstance(event, File) else None)
 
 
 def test_kinds_are_the_engine_s_words() -> None:
     """A kind can be made from, and compared with, the word on the wire."""
     assert Event("stdout") is Event.Stdout
-    assert Event.Return == "return"
+    assert {"return": 1}[Event.Return] == 1
     assert [str(kind) for kind in Event] == ["stdout", "stderr", "message", "file", "return", "error", "gap"]
 
 
@@ -169,6 +168,7 @@ def test_long_names_are_cut(name: str, safe: str) -> None:
     assert ReceivedFile(b"", name).file_name() == safe
 
 
+@settings(deadline=None)
 @given(st.text() | st.text(alphabet="./\\:. \x00con"))
 def test_any_name_is_harmless(name: str) -> None:
     """No text whatsoever gives a separator, a relative component, a control character or an over-long name."""

@@ -16,7 +16,7 @@ import os
 import unicodedata
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Self, TypeAlias
+from typing import Final, Literal, NamedTuple, Self, TypeAlias, final
 
 from ._exceptions import TransferError
 
@@ -143,6 +143,7 @@ class ReceivedFile(bytes):
         return True
 
 
+@final
 class Stdout(NamedTuple):
     """Text that the program wrote to its standard output: one guest write, not line by line."""
 
@@ -150,6 +151,7 @@ class Stdout(NamedTuple):
     value: str
 
 
+@final
 class Stderr(NamedTuple):
     """Text that the program wrote to its standard error: one guest write, not line by line."""
 
@@ -157,6 +159,7 @@ class Stderr(NamedTuple):
     value: str
 
 
+@final
 class Message(NamedTuple):
     """A string that the program passed to ``session.send`` (other values arrive as JSON text)."""
 
@@ -164,6 +167,7 @@ class Message(NamedTuple):
     value: str
 
 
+@final
 class File(NamedTuple):
     """A file that the program passed to ``session.send_file``, complete and checked against its BLAKE3 hash."""
 
@@ -171,6 +175,7 @@ class File(NamedTuple):
     value: ReceivedFile
 
 
+@final
 class Return(NamedTuple):
     """The program returned: its return value as text, usually JSON. Always the last event."""
 
@@ -178,6 +183,7 @@ class Return(NamedTuple):
     value: str
 
 
+@final
 class Error(NamedTuple):
     """The process ended without a value: the engine's text says why. Always the last event."""
 
@@ -185,6 +191,7 @@ class Error(NamedTuple):
     value: str
 
 
+@final
 class Gap(NamedTuple):
     """Output was lost at this place: the value says why (an overflowing buffer, a lost connection)."""
 
