@@ -239,7 +239,7 @@ def test_odd_texts_survive_the_manifest() -> None:
     text = tomllib.loads(f.manifest_toml())
     assert text["package"]["description"] == odd
     assert list(text["parameters"]) == ["größe", "b"]
-    assert text["parameters"]["b"]["description"] == f"default: {f.fn.__defaults__[1]!r}"
+    assert text["parameters"]["b"]["description"] == "default: '\\x80\"\\'\\\\ \U0001f600'"
 
 
 # ---------------------------------------------------------------------------------------------------- official client

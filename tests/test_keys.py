@@ -211,6 +211,11 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         edit_openssh(SSH_ENCRYPTED, lambda data: data.replace(b"aes256-ctr", b"aes999-ctr", 1)),
         "uses an unsupported algorithm .*aes999-ctr",
     ),
+    "OpenSSH, endless key derivation": (
+        # The number of rounds stands before the number of keys, which is 1.
+        edit_openssh(SSH_ENCRYPTED, lambda data: data.replace(b"\0\0\0\1\0\0\0\1", b"\0\1\0\1\0\0\0\1", 1)),
+        "would take hours to decrypt: it asks for 65537 rounds",
+    ),
     "OpenSSH, cut": (edit_openssh(SSH_ED25519, lambda data: data[:40]), "its OpenSSH header cannot be read"),
     "OpenSSH, no base64": (SSH_ED25519.replace("b3Blbn", "b3B=lb"), "damaged"),
     "OpenSSH, other magic": (

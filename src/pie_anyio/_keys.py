@@ -33,6 +33,7 @@ Passphrase: TypeAlias = str | bytes | Callable[[], str | bytes]
 MIN_RSA_BITS: Final = 2048
 MAX_RSA_BITS: Final = 4096  # the engine's RSA library cannot load a larger public key
 MAX_KEY_FILE_BYTES: Final = 256 * 1024
+MAX_KDF_ROUNDS: Final = 1 << 16  # ssh-keygen takes 24; 2**32 would hold up the program for years
 
 _SUPPORTED: Final = "the engine knows Ed25519, RSA (2048 to 4096 bits) and ECDSA on P-256 or P-384"
 _OPENSSH_MAGIC: Final = b"openssh-key-v1\x00"
@@ -245,9 +246,10 @@ def _openssh_encrypted(data: bytes, where: str) -> bool:
         intact = reader.take(len(_OPENSSH_MAGIC)) == _OPENSSH_MAGIC
         cipher = reader.string()
         reader.string()  # key derivation
-        reader.string()  # ... and its options
+        options = reader.string()
         reader.uint32()  # number of keys
         kind = WireReader(reader.string()).string()
+        rounds = int.from_bytes(options[-4:], "big")  # after the salt; there are no options if not encrypted
     except ValueError as exc:
         msg = f"{where} is damaged: its OpenSSH header cannot be read; copy it again from its source"
         raise KeyFileError(msg) from exc
@@ -256,6 +258,9 @@ def _openssh_encrypted(data: bytes, where: str) -> bool:
         raise KeyFileError(msg)
     if kind not in _OPENSSH_TYPES:
         msg = f"{where} is of the unsupported type {kind[:64].decode(errors='replace')!r}; {_SUPPORTED}"
+        raise KeyFileError(msg)
+    if rounds > MAX_KDF_ROUNDS:
+        msg = f"{where} is damaged, or would take hours to decrypt: it asks for {rounds} rounds of key derivation"
         raise KeyFileError(msg)
     return cipher != b"none"
 
