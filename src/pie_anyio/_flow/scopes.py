@@ -103,8 +103,7 @@ def choose(
     Cancellations beside an error are left out, as both event loops do: the cancelled scope raises again at the next
     wait, so neither hides the other.
     """
-    cancelled = get_cancelled_exc_class()
-    errors = [exc for exc in group.exceptions if not _consists_of(exc, cancelled)]
+    errors = [exc for exc in group.exceptions if not _consists_of(exc, get_cancelled_exc_class())]
     if not errors:
         return group
     body = [exc for exc in errors if _is_from_body(exc, body_error)]
