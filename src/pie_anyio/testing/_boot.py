@@ -18,17 +18,22 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 SHUTDOWN_LIMIT = 10.0
 """Seconds from the request to leave until the process is gone, whatever the engine is doing."""
 
+WEDGED = 70
+"""Exit status of an engine that has lost the thread that waits for its device."""
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; the defaults are the caller's business."""
     parser = argparse.ArgumentParser(description="serve a real engine until standard input ends")
     parser.add_argument("checkpoint", help="folder with a checkpoint")
+    parser.add_argument("--log", required=True, help="file that standard error goes to")
     parser.add_argument("--sku", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pages", type=int, required=True)
@@ -86,9 +91,28 @@ async def serve(options: argparse.Namespace, announce: Callable[[str], None]) ->
         target=_until_end_of_input, args=(lambda: loop.call_soon_threadsafe(request),), daemon=True
     )
     watcher.start()
+    threading.Thread(target=leave_when_wedged, args=(options.log,), daemon=True).start()
     async with server.Server(configuration(options)) as running:
         announce(running.url)
         await leave.wait()
+
+
+def leave_when_wedged(log: str, interval: float = 0.5) -> None:
+    """Exit with status `WEDGED` once the log tells of the death of the thread that waits for the device.
+
+    On software devices wgpu 30 loses a race now and then ("If the queue is empty, the current submission
+    index should be at least the wait submission index"), and that thread panics. The engine goes on
+    without it: it accepts launches and answers pings, and no forward pass ever ends again. A crash is
+    the kinder failure, since clients notice it.
+    """
+    with open(log, "rb") as file:
+        seen = b""
+        while not (b"thread 'wgpu poll'" in seen and b"panicked" in seen):
+            time.sleep(interval)
+            # The end of what was read before, in case the sentence was cut in two.
+            seen = seen[-200:] + file.read()
+    os.write(2, b"The engine has lost its device thread and will finish nothing any more; leaving.\n")
+    os._exit(WEDGED)
 
 
 def _until_end_of_input(then: Callable[[], object]) -> None:

@@ -54,6 +54,10 @@ class EngineHome:
     def environment(self) -> dict[str, str]:
         """Return the environment of the engine's process."""
         return {
+            # llvmpipe without threads of its own. With them a forward pass takes half the time, and about
+            # one in sixty kills the engine's device thread (`_boot.leave_when_wedged`); without them none
+            # did in several hundred. Setting the variable outside overrides this.
+            "LP_NUM_THREADS": "0",
             **os.environ,
             "PIE_HOME": str(self.state),
             "XDG_CACHE_HOME": str(self.home / "cache"),  # Mesa's compiled shaders

@@ -13,6 +13,11 @@ something is missing, `RealEngineUnavailable` says what.
 
 Engine 0.5.2 (generation 0.5); a boot takes 0.3 to 3 s, the first installation of a program about 6 s
 (the Python runtime is compiled, and cached in the home folder), an idle engine about 1 GB of memory.
+
+On a software device the engine may lose the thread that waits for the device, a race in its graphics
+library. It is made rare here by a slower setting (LP_NUM_THREADS=0). Should it happen all the same, the
+engine would hang for ever; here it exits with status 70 instead, so that its clients lose their
+connections and can act on that.
 """
 
 from __future__ import annotations
@@ -196,6 +201,8 @@ class RealEngine:
     async def wait(self) -> int:
         """Wait until the engine's process ends by itself or by `kill`; return its exit status.
 
+        It is 70 if the engine gave up, as told at the top of this module, and negative for a signal.
+
         Cancellation: changes nothing.
         """
         return 0 if self._process is None else await self._process.wait()
@@ -224,7 +231,7 @@ class RealEngine:
     async def _boot(self, site: EngineHome, port: int) -> None:
         checkpoint = await anyio.to_thread.run_sync(site.checkpoint, self.seed)
         command = [self._interpreter, str(_BOOT_SCRIPT), str(checkpoint)]
-        command += ["--sku", SKU, "--port", str(port)]
+        command += ["--log", str(site.log), "--sku", SKU, "--port", str(port)]
         command += ["--pages", str(self.max_total_pages), "--processes", str(self.max_processes)]
         with site.log.open("wb") as log:
             try:
