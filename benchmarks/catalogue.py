@@ -177,7 +177,6 @@ CASES = (
         quick={"n": 30_000},
         rounds=1,
         timeout=400.0,
-        in_suite=False,
     ),
     Case(
         "cancel",
@@ -285,8 +284,10 @@ class Target:
     unit: str = "x"
 
 
-#: Stands for the largest peak RSS over all cases that every one of the compared peers ran.
+#: Stand for the largest peak RSS over the cases that every one of the compared peers ran, with and without the million
+#: inputs: there the official clients keep a queue for every run, which would hide everything else.
 SUITE = "suite"
+SUITE_WITHOUT_MAP = "suite_without_map"
 TARGETS = (
     Target("events/s, 64 processes", "events64", "events_per_s", "official", True, 3.0, 2.2),
     Target("events/s as a share of the floor", "events64", "events_per_s", "floor", True, 0.45, 0.35),
@@ -304,7 +305,14 @@ TARGETS = (
     Target("upload MiB/s", "upload", "upload_mib_per_s", "official", True, 1.5, 1.5),
     Target("download MiB/s", "files", "download_mib_per_s", "official", True, 1.5, 1.5),
     Target("peak RSS over the whole suite", SUITE, "peak_rss", "official", False, 0.40, 0.40),
+    Target(
+        "the same without the million inputs", SUITE_WITHOUT_MAP, "peak_rss", "official", False, 0.40, 0.40
+    ),
     Target("RSS growth over 1 000 000 inputs", "map", "rss_growth", "value", False, 16, 16, "MiB"),
-    Target("memory per live process, 10 000 of them", "alive", "kib_per_process", "value", False, 3, 3, "KiB"),
-    Target("close on an engine that never answers Close", "close04", "close_ms", "official", False, 0.06, 0.06),
+    Target(
+        "memory per live process, 10 000 of them", "alive", "kib_per_process", "value", False, 3, 3, "KiB"
+    ),
+    Target(
+        "close on an engine that never answers Close", "close04", "close_ms", "official", False, 0.06, 0.06
+    ),
 )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A load engine: the cheapest thing that speaks the Pie client protocol.
 
-It exists so that a benchmark measures the client and not the engine.  One process, one thread, one selector; frames that
-can be encoded before the clock starts are encoded before the clock starts, and a flood of events is a single `bytes`
-object that is written again and again.  It takes the same short cuts that no real engine may take: nothing is verified
-(upload hashes included), nothing is stored, and every program name exists.
+It exists so that a benchmark measures the client and not the engine.  One process, one thread, one selector;
+frames that can be encoded before the clock starts are, and a flood of events is a single `bytes` object that is
+written again and again.  It takes short cuts that no real engine may take: nothing is verified (upload hashes
+included), nothing is stored, and every program name exists.
 
 What a process does is written in the JSON `input` of its launch:
 
@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import functools
 import hashlib
 import heapq
 import itertools
@@ -39,269 +38,31 @@ import selectors
 import socket
 import sys
 import time
-from collections import deque
 from typing import Any
 
 import msgpack
-
-try:
-    from blake3 import blake3
-except ImportError:  # pragma: no cover - only file workloads need it
-    blake3 = None
+from load_frames import (
+    Bulk,
+    Connection,
+    Flood,
+    event,
+    file_frames,
+    frame,
+    launched,
+    read_int,
+    response,
+    returned,
+    unmask,
+)
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-CHUNK = 262144
 #: Frames above this are not unmasked: only their first and last bytes are looked at.
 BULK = 8192
-HEAD = 4096
-TAIL = 256
-#: One slab of a flood: large enough that the system call is cheap, small enough that a response never waits long.
-SLAB = 64 * 1024
 READ = 512 * 1024
 
 NO_AUTH = "Authenticated (Engine disabled authentication)"
 TURN_DONE = b"\x81\x14" + b'{"type":"turn_done"}'
 CLOSE_OPCODE, PING_OPCODE = 8, 9
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Frames
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def frame_header(length: int, first: int = 0x82) -> bytes:
-    """Return the header of an unmasked frame of `length` payload bytes."""
-    if length < 126:
-        return bytes((first, length))
-    if length < 65536:
-        return bytes((first, 126)) + length.to_bytes(2, "big")
-    return bytes((first, 127)) + length.to_bytes(8, "big")
-
-
-def frame(payload: bytes, first: int = 0x82) -> bytes:
-    """Return `payload` as one unmasked frame."""
-    return frame_header(len(payload), first) + payload
-
-
-def unmask(payload: bytes, key: bytes) -> bytes:
-    """Return `payload` with `key` taken off."""
-    size = len(payload)
-    if key == b"\0\0\0\0" or not size:
-        return payload
-    mask = (key * ((size + 3) >> 2))[:size]
-    return (int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")).to_bytes(size, "little")
-
-
-def response(corr_id: int, result: str, ok: bool = True) -> bytes:
-    """Return a `response` message as a frame."""
-    return frame(msgpack.packb({"type": "response", "corr_id": corr_id, "ok": ok, "result": result}))
-
-
-def event(pid: bytes, kind: str, value: bytes) -> bytes:
-    """Return a `process_event` message as a frame."""
-    body = _event_prefix(pid, kind) + _str_header(len(value)) + value
-    return frame_header(len(body)) + body
-
-
-def _event_prefix(pid: bytes, kind: str) -> bytes:
-    return (
-        b"\x84\xa4type\xadprocess_event\xaaprocess_id\xd9\x24"
-        + pid
-        + b"\xa5event"
-        + bytes((0xA0 | len(kind),))
-        + kind.encode()
-        + b"\xa5value"
-    )
-
-
-def _str_header(size: int) -> bytes:
-    if size < 32:
-        return bytes((0xA0 | size,))
-    if size < 256:
-        return bytes((0xD9, size))
-    if size < 65536:
-        return b"\xda" + size.to_bytes(2, "big")
-    return b"\xdb" + size.to_bytes(4, "big")
-
-
-def _int(data: bytes, key: bytes) -> int | None:
-    """Return the msgpack unsigned integer that follows `key`, or None where it cannot be read."""
-    at = data.find(key)
-    if at < 0:
-        return None
-    at += len(key)
-    kind = data[at] if at < len(data) else 0xC0
-    if kind < 0x80:
-        return kind
-    width = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}.get(kind)
-    return None if width is None else int.from_bytes(data[at + 1 : at + 1 + width], "big")
-
-
-# A launch that returns at once is the hot path of four workloads, so its two frames are cut from these.
-_LAUNCHED_HEAD = b"\x84\xa4type\xa8response\xa7corr_id"
-_LAUNCHED_TAIL = b"\xa2ok\xc3\xa6result\xd9\x24"
-_RETURN_BODY = b"\x84\xa4type\xadprocess_event\xaaprocess_id\xd9\x24"
-_RETURN_TAIL = b"\xa5event\xa6return\xa5value\xa4null"
-_RETURN_HEADER = frame_header(len(_RETURN_BODY) + 36 + len(_RETURN_TAIL)) + _RETURN_BODY
-
-
-def launched(corr_id: int, pid: bytes) -> bytes:
-    """Return the response to a launch."""
-    number = msgpack.packb(corr_id)
-    return b"".join(
-        (
-            b"\x82",
-            bytes((len(_LAUNCHED_HEAD) + len(number) + len(_LAUNCHED_TAIL) + 36,)),
-            _LAUNCHED_HEAD,
-            number,
-            _LAUNCHED_TAIL,
-            pid,
-        )
-    )
-
-
-def returned(pid: bytes) -> bytes:
-    """Return the `return` event with the value null."""
-    return _RETURN_HEADER + pid + _RETURN_TAIL
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Files, cached: a download must not be limited by how fast the engine hashes
-# --------------------------------------------------------------------------------------------------------------------
-
-_base = hashlib.sha256(b"load engine").digest() * 32
-
-
-@functools.lru_cache(maxsize=256)
-def file_content(size: int, number: int) -> tuple[bytes, str]:
-    """Return the content of the `number`-th file of `size` bytes, and its BLAKE3."""
-    head = b"%016d" % number
-    content = (head + _base * (size // len(_base) + 1))[:size]
-    return content, blake3(content).hexdigest()
-
-
-def file_frames(pid: bytes, size: int, number: int, named: bool) -> list[bytes | memoryview]:
-    """Return the frames of one file as a list of buffers; the content itself is not copied."""
-    content, digest = file_content(size, number)
-    view = memoryview(content)
-    total = -(-size // CHUNK)
-    out: list[bytes | memoryview] = []
-    for index in range(total):
-        chunk = view[index * CHUNK : (index + 1) * CHUNK]
-        head = b"".join(
-            (
-                b"\x87" if named else b"\x86",
-                b"\xa4type\xa4file\xaaprocess_id\xd9\x24",
-                pid,
-                b"\xa9file_hash\xd9\x40",
-                digest.encode(),
-                b"\xabchunk_index",
-                msgpack.packb(index),
-                b"\xactotal_chunks",
-                msgpack.packb(total),
-                b"\xaachunk_data\xc6",
-                len(chunk).to_bytes(4, "big"),
-            )
-        )
-        # In 0.5 the name follows the data.
-        tail = b"\xa4name\xc0" if named else b""
-        out.append(frame_header(len(head) + len(chunk) + len(tail)) + head)
-        out.append(chunk)
-        if tail:
-            out.append(tail)
-    return out
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The engine
-# --------------------------------------------------------------------------------------------------------------------
-
-
-class Flood:
-    """Events of one or more processes, interleaved one by one and written slab by slab."""
-
-    __slots__ = ("members", "per_slab", "rate", "remaining", "round", "rounds_sent", "slab", "start", "view")
-
-    def __init__(self, members: dict[bytes, bytes], rounds: int | None, rate: float | None) -> None:
-        self.members = members  # process id -> its event frame
-        self.remaining = rounds
-        self.rate = rate
-        self.start = 0.0
-        self.rounds_sent = 0
-        self.view = memoryview(b"")  # what is left of the slab being written
-        self.build()
-
-    def build(self) -> None:
-        """Encode one round and one slab again, after the members have changed."""
-        self.round = b"".join(self.members.values())
-        self.per_slab = max(1, SLAB // max(1, len(self.round)))
-        self.slab = self.round * self.per_slab
-
-    def refill(self, now: float) -> bool:
-        """Take the next slab; return False where there is none (yet)."""
-        rounds = self.per_slab
-        if self.remaining is not None:
-            rounds = min(rounds, self.remaining)
-        if self.rate is not None:
-            due = int((now - self.start) * self.rate) - self.rounds_sent
-            rounds = min(rounds, due)
-        if rounds <= 0 or not self.members:
-            return False
-        if self.remaining is not None:
-            self.remaining -= rounds
-        self.rounds_sent += rounds
-        self.view = memoryview(self.slab)[: rounds * len(self.round)]
-        return True
-
-
-class Connection:
-    """One client: what has arrived, what is to be written, and the floods it is being sent."""
-
-    __slots__ = ("bulk", "closing", "events", "floods", "fragments", "open", "out", "pending", "procs", "sock")
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.open = False  # the upgrade has been answered
-        self.closing = False
-        self.pending = b""
-        self.bulk: Bulk | None = None
-        self.fragments: list[bytes] | None = None
-        self.out: deque[bytes | memoryview] = deque()
-        self.floods: list[Flood] = []
-        self.procs: set[bytes] = set()
-        self.events = 0
-
-
-class Bulk:
-    """A large frame on its way in, of which only the two ends are kept."""
-
-    __slots__ = ("head", "key", "left", "size", "tail")
-
-    def __init__(self, size: int, key: bytes) -> None:
-        self.size = size
-        self.left = size
-        self.key = key
-        self.head = bytearray()
-        self.tail = b""
-
-    def feed(self, data: memoryview) -> int:
-        """Take what belongs to this frame; return how much that was."""
-        took = min(self.left, len(data))
-        self.left -= took
-        want = HEAD - len(self.head)
-        if want > 0:
-            self.head += data[: min(want, took)]
-        if took >= TAIL:
-            self.tail = bytes(data[took - TAIL : took])
-        else:
-            self.tail = (self.tail + bytes(data[:took]))[-TAIL:]
-        return took
-
-    def ends(self) -> bytes:
-        """Return the two ends, unmasked, as one text to search in."""
-        shift = (self.size - len(self.tail)) % 4
-        key = self.key[shift:] + self.key[:shift]
-        return unmask(bytes(self.head), self.key) + unmask(self.tail, key)
 
 
 class LoadEngine:
@@ -360,6 +121,13 @@ class LoadEngine:
                 if mask & selectors.EVENT_WRITE and conn.sock.fileno() >= 0:
                     self.flush(conn)
             self.on_time()
+
+    def close(self) -> None:
+        """Close every socket."""
+        for key in list(self.selector.get_map().values()):
+            self.selector.unregister(key.fileobj)
+            key.fileobj.close()  # type: ignore[union-attr]
+        self.selector.close()
 
     def timeout(self) -> float | None:
         """Return how long the selector may sleep."""
@@ -464,7 +232,9 @@ class LoadEngine:
 
     def refuse(self, conn: Connection, status: bytes, body: bytes) -> bool:
         """Answer the upgrade request with an HTTP error."""
-        conn.sock.send(b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body))
+        conn.sock.send(
+            b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body)
+        )
         self.drop(conn)
         return False
 
@@ -551,7 +321,13 @@ class LoadEngine:
     def on_list(self, conn: Connection, message: dict[str, Any]) -> None:
         """List what is alive."""
         rows = [
-            {"id": pid.decode(), "username": "internal", "program": "load@1.0.0", "input": "{}", "elapsed_secs": 0}
+            {
+                "id": pid.decode(),
+                "username": "internal",
+                "program": "load@1.0.0",
+                "input": "{}",
+                "elapsed_secs": 0,
+            }
             for pid in self.live
         ]
         self.reply(conn, message, json.dumps(rows))
@@ -680,12 +456,12 @@ class LoadEngine:
     def on_bulk(self, conn: Connection, bulk: Bulk) -> None:
         """Handle a chunk of which only the two ends were kept."""
         text = bulk.ends()
-        index, total = _int(text, b"\xabchunk_index"), _int(text, b"\xactotal_chunks")
+        index, total = read_int(text, b"\xabchunk_index"), read_int(text, b"\xactotal_chunks")
         kind = "transfer_file" if b"transfer_file" in text else "add_program"
         pid = re.search(rb"\xaaprocess_id\xd9\x24(.{36})", text, re.DOTALL)
         if index is None or total is None:
             return
-        corr_id = _int(text, b"\xa7corr_id")
+        corr_id = read_int(text, b"\xa7corr_id")
         self.on_chunk(conn, kind, corr_id, pid[1].decode() if pid else "", index + 1 == total)
 
     def on_chunk(self, conn: Connection, kind: str, corr_id: int | None, pid: str, last: bool) -> None:
@@ -714,33 +490,39 @@ class LoadEngine:
             self.selector.modify(conn.sock, mask, conn)
 
     def write(self, conn: Connection) -> bool:
-        """Write; return whether the socket took all that was ready."""
-        sock = conn.sock
+        """Write what there is; return whether the socket took less than that."""
         # Whole slabs only between messages: a response may not land inside a frame.
         for flood in conn.floods:
-            if len(flood.view) and not self.write_slab(sock, flood):
+            if len(flood.view) and not self.write_slab(conn.sock, flood):
                 return True
         while True:
             if conn.out and not self.write_out(conn):
                 return True
-            now = time.monotonic() if conn in self.paced else 0.0
-            wrote = False
-            for flood in list(conn.floods):
-                if flood.refill(now):
-                    wrote = True
-                    if not self.write_slab(sock, flood):
-                        return True
-                elif flood.remaining == 0 or not flood.members:
-                    conn.floods.remove(flood)
-                    for pid in flood.members:
-                        self.finish(conn, pid)
+            wrote = self.write_floods(conn)
+            if wrote is None:
+                return True
             if not conn.out and not wrote:
                 if not any(flood.rate is not None for flood in conn.floods):
                     self.paced.discard(conn)
                 return False
             if wrote and self.input_waits(conn):
-                # Go back to the selector: a flood must not keep a request waiting for longer than a slab.
+                # Back to the selector: a flood must not keep a request waiting for longer than a slab.
                 return True
+
+    def write_floods(self, conn: Connection) -> bool | None:
+        """Write one slab of each flood; return whether there was one, or None where the socket is full."""
+        now = time.monotonic() if conn in self.paced else 0.0
+        wrote = False
+        for flood in list(conn.floods):
+            if flood.refill(now):
+                wrote = True
+                if not self.write_slab(conn.sock, flood):
+                    return None
+            elif flood.remaining == 0 or not flood.members:
+                conn.floods.remove(flood)
+                for pid in flood.members:
+                    self.finish(conn, pid)
+        return wrote
 
     def input_waits(self, conn: Connection) -> bool:
         """Say whether something has arrived that should be handled before more is written."""
@@ -785,9 +567,13 @@ _ACTIVE = frozenset({"return", "events", "stream", "file", "expect_file", "delay
 def main(argv: list[str] | None = None) -> None:
     """Serve until killed; print the URL first."""
     parser = argparse.ArgumentParser(description="The load engine of the benchmarks.")
-    parser.add_argument("--profile", choices=("v04", "v05"), default="v04", help="generation to speak (default: v04)")
+    parser.add_argument(
+        "--profile", choices=("v04", "v05"), default="v04", help="generation to speak (default: v04)"
+    )
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (default: any free one)")
-    parser.add_argument("--sndbuf", type=int, default=0, help="SO_SNDBUF of accepted sockets (default: the kernel's)")
+    parser.add_argument(
+        "--sndbuf", type=int, default=0, help="SO_SNDBUF of accepted sockets (default: the kernel's)"
+    )
     args = parser.parse_args(argv)
     engine = LoadEngine(args.profile, port=args.port, sndbuf=args.sndbuf)
     print(engine.url, flush=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from typing import Any
 def describe(root: Path) -> dict[str, Any]:
     """Return the machine, the date and the commit."""
     return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(root),
         "machine": {
             "cpu": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
@@ -30,7 +30,9 @@ def commit(root: Path) -> str:
     """Return the commit, marked where the sources differ from it."""
     try:
         name = _git(root, "rev-parse", "--short=12", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--", "src", "benchmarks/drivers", "benchmarks/load_engine.py")
+        changed = _git(
+            root, "status", "--porcelain", "--", "src", "benchmarks/drivers", "benchmarks/load_engine.py"
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{name} with local changes" if changed else name

@@ -64,7 +64,9 @@ def ratios(summary: dict[str, Any], folder: Path) -> None:
         return
     figure, axes = plt.subplots(figsize=(9, 3.6))
     for at, (peer, values) in enumerate(bars.items()):
-        axes.bar([x + (at - 1) * 0.27 for x in range(len(labels))], values, 0.25, label=peer, color=COLOURS[peer])
+        axes.bar(
+            [x + (at - 1) * 0.27 for x in range(len(labels))], values, 0.25, label=peer, color=COLOURS[peer]
+        )
     axes.axhline(1, color="#c8642b", linewidth=1)
     axes.set_yscale("log")
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
@@ -73,7 +75,9 @@ def ratios(summary: dict[str, Any], folder: Path) -> None:
     save(figure, folder, "bench-ratios.svg")
 
 
-def points(results: dict[str, Any], prefix: str, metric: str, parameter: str) -> dict[str, list[tuple[float, float]]]:
+def points(
+    results: dict[str, Any], prefix: str, metric: str, parameter: str
+) -> dict[str, list[tuple[float, float]]]:
     """Return (n, median) per peer of the scaling cases that start with `prefix`."""
     found: dict[str, dict[float, list[float]]] = {}
     for run in results["runs"]:
@@ -88,9 +92,9 @@ def points(results: dict[str, Any], prefix: str, metric: str, parameter: str) ->
 
 def lines(axes: Any, series: dict[str, list[tuple[float, float]]], x: str, y: str) -> None:
     """Draw one log-log plot."""
-    for peer in COLOURS:
+    for peer, colour in COLOURS.items():
         if peer in series:
-            axes.plot(*zip(*series[peer], strict=True), marker="o", markersize=3, label=peer, color=COLOURS[peer])
+            axes.plot(*zip(*series[peer], strict=True), "o-", markersize=3, label=peer, color=colour)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(x)
@@ -110,7 +114,12 @@ def scaling(results: dict[str, Any], folder: Path) -> None:
     memory_of = points(results, "scale_alive_", "peak_rss", "n")
     if memory_of:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-        lines(left, points(results, "scale_alive_", "seconds", "n"), "processes alive at once", "seconds to launch")
+        lines(
+            left,
+            points(results, "scale_alive_", "seconds", "n"),
+            "processes alive at once",
+            "seconds to launch",
+        )
         lines(right, memory_of, "processes alive at once", "peak RSS, MiB")
         left.legend(fontsize=7)
         save(figure, folder, "bench-alive.svg")
@@ -118,7 +127,9 @@ def scaling(results: dict[str, Any], folder: Path) -> None:
     if rate_of:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
         lines(left, rate_of, "size of an event, B", "events/s")
-        lines(right, points(results, "scale_size_", "event_mib_per_s", "size"), "size of an event, B", "MiB/s")
+        lines(
+            right, points(results, "scale_size_", "event_mib_per_s", "size"), "size of an event, B", "MiB/s"
+        )
         left.legend(fontsize=7)
         save(figure, folder, "bench-size.svg")
 
@@ -129,7 +140,10 @@ def latency(summary: dict[str, Any], folder: Path) -> None:
     peers = [
         peer
         for peer in COLOURS
-        if any(peer in summary["cases"][c]["metrics"].get("first_event_p99", {"peers": {}})["peers"] for c in cases)
+        if any(
+            peer in summary["cases"][c]["metrics"].get("first_event_p99", {"peers": {}})["peers"]
+            for c in cases
+        )
     ]
     if not peers:
         return

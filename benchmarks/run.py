@@ -57,8 +57,9 @@ IMPORT_CODE = (
 def load_engine(python: Path, profile: str, *, cpu: int | None = None) -> Iterator[str]:
     """Run a load engine for the length of the block; give its URL."""
     command = [str(python), str(HERE / "load_engine.py"), "--profile", profile]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_pin(cpu))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
+        _pin(process, cpu)
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         if not url:
@@ -70,10 +71,9 @@ def load_engine(python: Path, profile: str, *, cpu: int | None = None) -> Iterat
         process.stdout.close()
 
 
-def _pin(cpu: int | None) -> Any:
-    if cpu is None:
-        return None
-    return lambda: os.sched_setaffinity(0, {cpu})
+def _pin(process: subprocess.Popen[str], cpu: int | None) -> None:
+    if cpu is not None:
+        os.sched_setaffinity(process.pid, {cpu})
 
 
 class Runner:
@@ -114,8 +114,8 @@ class Runner:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=_pin(0 if self.pin else None),
         )
+        _pin(process, 0 if self.pin else None)
         try:
             out, err = process.communicate(timeout=case.timeout)
         except subprocess.TimeoutExpired:
@@ -176,7 +176,9 @@ def progress(number: int, rounds: int, case: Case, peer: Peer, line: dict[str, A
         text = "FAILED: " + line["error"].splitlines()[-1][:120]
     else:
         shown = [m for m in case.metrics if m.name in line["metrics"]]
-        text = "  ".join(f"{m.label} {report.quantity(line['metrics'][m.name]['value'], m.unit)}" for m in shown)
+        text = "  ".join(
+            f"{m.label} {report.quantity(line['metrics'][m.name]['value'], m.unit)}" for m in shown
+        )
     print(f"[{number + 1}/{rounds}] {case.key:18} {peer.name:22} {text}", flush=True)
 
 
@@ -207,18 +209,34 @@ def measure(args: argparse.Namespace, cases: tuple[Case, ...], peers: list[Peer]
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_argument_group("what to run")
-    what.add_argument("--only", default="", metavar="CASES", help="cases by name, comma-separated (see --list)")
-    what.add_argument("--peers", default="", metavar="PEERS", help="peers by name, comma-separated (see --list)")
+    what.add_argument(
+        "--only", default="", metavar="CASES", help="cases by name, comma-separated (see --list)"
+    )
+    what.add_argument(
+        "--peers", default="", metavar="PEERS", help="peers by name, comma-separated (see --list)"
+    )
     what.add_argument("--rounds", type=int, default=0, help="rounds (default: 5; 2 with --quick)")
-    what.add_argument("--map-rounds", type=int, default=1, help="rounds of the million inputs (default: %(default)s)")
+    what.add_argument(
+        "--map-rounds", type=int, default=1, help="rounds of the million inputs (default: %(default)s)"
+    )
     what.add_argument("--quick", action="store_true", help="small numbers, no scaling, no docs")
     what.add_argument(
-        "--scale-max", type=int, default=1_000_000, metavar="N", help="largest n of the scaling plots; 0: no scaling"
+        "--scale-max",
+        type=int,
+        default=1_000_000,
+        metavar="N",
+        help="largest n of the scaling plots; 0: no scaling",
     )
-    what.add_argument("--scale-rounds", type=int, default=1, help="rounds of the scaling cases (default: %(default)s)")
-    what.add_argument("--js", action="store_true", help="measure the official JavaScript client too (needs node, npm)")
+    what.add_argument(
+        "--scale-rounds", type=int, default=1, help="rounds of the scaling cases (default: %(default)s)"
+    )
+    what.add_argument(
+        "--js", action="store_true", help="measure the official JavaScript client too (needs node, npm)"
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--python",
@@ -228,12 +246,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="use this interpreter for an environment (official-0.4.0, official-0.5.3, pie, tools) and build none",
     )
     how.add_argument("--pin", action="store_true", help="pin the engine and the client to a core each")
-    how.add_argument("--max-minutes", type=float, default=180, help="start no run after this (default: %(default)s)")
+    how.add_argument(
+        "--max-minutes", type=float, default=180, help="start no run after this (default: %(default)s)"
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--results", type=Path, default=None, help="the JSON file (default: benchmarks/results.json)")
-    output.add_argument("--merge", action="store_true", help="keep what the file has of other cases and peers")
-    output.add_argument("--docs", action=argparse.BooleanOptionalAction, default=None, help="write docs/performance.md")
-    output.add_argument("--report", action="store_true", help="measure nothing, write the report from the JSON file")
+    output.add_argument(
+        "--results", type=Path, default=None, help="the JSON file (default: benchmarks/results.json)"
+    )
+    output.add_argument(
+        "--merge", action="store_true", help="keep what the file has of other cases and peers"
+    )
+    output.add_argument(
+        "--docs", action=argparse.BooleanOptionalAction, default=None, help="write docs/performance.md"
+    )
+    output.add_argument(
+        "--report", action="store_true", help="measure nothing, write the report from the JSON file"
+    )
     output.add_argument("--list", action="store_true", help="list cases and peers")
     args = parser.parse_args(argv)
     partial = bool(args.quick or args.only or args.peers)
@@ -263,7 +291,11 @@ def chosen_cases(args: argparse.Namespace) -> tuple[Case, ...]:
 
 def chosen_peers(args: argparse.Namespace) -> list[Peer]:
     """Return the peers that the command line asks for."""
-    names = set(args.peers.split(",")) if args.peers else {p.name for p in PEERS if args.js or p.environment != "js"}
+    names = (
+        set(args.peers.split(","))
+        if args.peers
+        else {p.name for p in PEERS if args.js or p.environment != "js"}
+    )
     unknown = names - {peer.name for peer in PEERS}
     if unknown:
         sys.exit(f"no peer called {', '.join(sorted(unknown))}; --list shows them")

@@ -33,7 +33,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "map": {"n": 1_000_000, "limit": 256, "settle": 10_000},
     "cancel": {"n": 10_000, "limit": 256},
     "connect": {"n": 50},
+    "engine": {"n": 300, "limit": 64},
 }
+
+#: The program of the `engine` workload, which runs on a real engine.
+ECHO_SOURCE = b"async def main(input):\n    return input\n"
+ECHO_MANIFEST = '[package]\nname = "bench-echo"\nversion = "0.1.0"\n\n[runtime]\nlanguage = "python"\n'
+ECHO = "bench-echo@0.1.0"
 
 
 def rss() -> int:

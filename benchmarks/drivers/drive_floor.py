@@ -219,7 +219,9 @@ def upload(wire: Wire, report: Report, p: dict[str, Any]) -> None:
             "total_chunks": total,
         }
         for index in range(total):
-            wire.send({**message, "chunk_index": index, "chunk_data": view[index * CHUNK : (index + 1) * CHUNK]})
+            wire.send(
+                {**message, "chunk_index": index, "chunk_data": view[index * CHUNK : (index + 1) * CHUNK]}
+            )
         done: list[bool] = []
         while not done:
             wire.read(lambda answer: done.append(answer.get("ok") is True))

@@ -14,15 +14,15 @@ import time
 from typing import Any
 
 import pie_client
-from common import PROGRAM, Report, fail, parse, payload, rss, version_of
+from common import ECHO, ECHO_MANIFEST, ECHO_SOURCE, PROGRAM, Report, fail, parse, payload, rss, version_of
 from pie_client import Event, PieClient
 
 STDOUT, RETURN, ERROR, FILE = Event.Stdout, Event.Return, Event.Error, Event.File
 
 
-async def run_once(client: PieClient, script: dict[str, Any]) -> str:
+async def run_once(client: PieClient, script: dict[str, Any], program: str = PROGRAM) -> str:
     """Launch one process and wait for its value."""
-    process = await client.launch_process(PROGRAM, script)
+    process = await client.launch_process(program, script)
     while True:
         event, value = await process.recv()
         if event is RETURN:
@@ -254,9 +254,30 @@ async def cancel(client: PieClient, report: Report, p: dict[str, Any]) -> None:
 
     with report.timed():
         await asyncio.gather(*(stop() for _ in range(p["limit"])))
-        while await live(client):
+        while await live(client):  # noqa: ASYNC110 (the engine is what is being waited for)
             await asyncio.sleep(0.001)
     report.set("cancel_seconds", report.seconds, "s")
+
+
+async def engine(client: PieClient, report: Report, p: dict[str, Any]) -> None:
+    """Runs on a real engine: a program that returns its input."""
+    took: list[float] = []
+
+    async def one(number: int) -> None:
+        before = time.perf_counter()
+        value = await run_once(client, {"i": number}, ECHO)
+        took.append(time.perf_counter() - before)
+        if json.loads(value) != {"i": number}:
+            fail(f"run {number} returned {value}")
+
+    await client.install_program_bytes(ECHO_SOURCE, ECHO_MANIFEST, force_overwrite=True)
+    await work(16, 8, one)
+    took.clear()
+    with report.timed():
+        await work(p["n"], p["limit"], one)
+    report.set("runs_per_s", p["n"] / report.seconds, "/s")
+    report.set("cpu_share", report.cpu / report.seconds, "")
+    report.latencies("run", took)
 
 
 WORKLOADS = {
@@ -269,6 +290,7 @@ WORKLOADS = {
     "alive": alive,
     "map": map_,
     "cancel": cancel,
+    "engine": engine,
 }
 
 
