@@ -28,7 +28,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "files": frozenset({"_inferlet", "_keys", "_manifest", "_programs", "_ssh_agent"}),
     "L4": frozenset({"_session"}),
     "L5": frozenset({"_process", "_client"}),
-    "L6": frozenset({"_map"}),
+    "L6": frozenset({"_map", "_map_policy", "_map_runner", "_map_source", "_outcomes"}),
     "L7": frozenset({"evals", "sync"}),
     "testing": frozenset({"testing"}),
     "L8": frozenset({"cli"}),
