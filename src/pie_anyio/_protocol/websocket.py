@@ -95,9 +95,18 @@ def mask(payload: bytes, key: bytes) -> bytes:
 class WebSocket:
     """One side of one WebSocket connection: bytes in, items out; messages in, bytes out."""
 
-    def __init__(self, *, client: bool, message_bytes: int, header_bytes: int, entropy: Entropy | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        client: bool,
+        message_bytes: int,
+        header_bytes: int,
+        frame_bytes: int | None = None,
+        entropy: Entropy | None = None,
+    ) -> None:
         self._client = client
         self._cap = message_bytes
+        self._frame_cap = message_bytes if frame_bytes is None else frame_bytes
         self._header_cap = header_bytes
         self._entropy = entropy
         self._ws = WSConnection(ConnectionType.CLIENT if client else ConnectionType.SERVER)
@@ -178,8 +187,8 @@ class WebSocket:
             if data[position] != _BINARY or self._fragments or second & 0x80 != first_masked or not minimal:
                 self._slow_left = self._begin_slow(data[position], second, length, end - position, out)
                 continue
-            if length > self._cap:
-                self._fail(f"a message of {length} bytes exceeds the limit of {self._cap}", 1009, out)
+            if length > self._frame_cap:
+                self._fail(f"a message of {length} bytes exceeds the limit of {self._frame_cap}", 1009, out)
                 break
             if end > size:
                 self._need = end - position
@@ -194,7 +203,7 @@ class WebSocket:
     def _begin_slow(self, first: int, second: int, length: int, total: int, out: list[Item]) -> int:
         """Decide how many bytes of the frame go to wsproto; a frame that it must refuse is given up to its header."""
         control = bool(first & 0x08)
-        if not control and self._fragments_size + length > self._cap:
+        if not control and (self._fragments_size + length > self._cap or length > self._frame_cap):
             self._fail(f"a message of more than {self._cap} bytes exceeds the limit", 1009, out)
             return 0
         if not control and not first & 0x80 and not self._fragments:
