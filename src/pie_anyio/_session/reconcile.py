@@ -9,8 +9,8 @@ still lists is looked at again until it ends in one way or the other. Source: 0.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from anyio import sleep
 from anyio.abc import TaskGroup
@@ -35,7 +35,7 @@ class Reconciler:
         """Process ids, and how often in a row the engine did not list them."""
         self._active = False
 
-    def suspect(self, tasks: TaskGroup, shelter: Callable[..., Awaitable[None]]) -> None:
+    def suspect(self, tasks: TaskGroup, shelter: Callable[[Callable[[], Awaitable[None]]], Coroutine[Any, Any, None]]) -> None:
         """Suspect every process that is running now, and look into it in the background."""
         self._suspects.update(dict.fromkeys(self._session.registry.by_id, 0))
         if not self._active and self._suspects:

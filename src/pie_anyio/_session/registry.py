@@ -9,7 +9,7 @@ from enum import StrEnum
 import attrs
 
 from .._flow.buffers import EventBuffer
-from .._flow.slots import ReplySlot
+from .._flow.slots import ReplySlot, Resolved
 from .._receipt import Receipt
 from .._types import CorrelationId
 
@@ -66,6 +66,12 @@ class Run:
     started_at: float | None = None
     first_output_at: float | None = None
     ended_at: float | None = None
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the run ended, once that is known."""
+        outcome = self.ended.peek()
+        return outcome.value if isinstance(outcome, Resolved) else None
 
 
 class Registry:

@@ -65,6 +65,10 @@ class Session(AsyncContextManagerMixin):
         self.registry = Registry()
         self.buffered = ByteBudget(options.limits.client_buffer_bytes)
         self.tool_handler: object = None
+        self.transfers: dict[str, Lock] = {}
+        """Content hashes that are being sent: equal content takes turns."""
+        self.username: str | None = None
+        """The name of this connection on a 0.4 engine."""
         self._login = Lock()
         self._link: Link | None = None
         self._tasks: TaskGroup | None = None
@@ -138,7 +142,7 @@ class Session(AsyncContextManagerMixin):
         """Run one pump, out of reach of a cancellation that comes from around the client's block.
 
         Blocks inside the client's still have runs to end then, which takes a reader and a writer. The shield is
-        bounded: every way out of the client's block goes through ``_stop_pumps`` after at most ``close_timeout``.
+        bounded: every way out of the client's block goes through ``_stop_pumps``, after ``_finish``, which is bounded.
         """
         with CancelScope(shield=True) as scope:
             if not self._stopped:
@@ -151,7 +155,7 @@ class Session(AsyncContextManagerMixin):
             scope.cancel()
 
     async def _finish(self, transport: Transport) -> None:
-        """Close within ``close_timeout``, in order; what cannot be waited for is cut."""
+        """Close within ``terminate_grace`` and ``close_timeout``, in order; what cannot be waited for is cut."""
         try:
             if self._link is not None:
                 await self._say_goodbye(self._link)
@@ -166,6 +170,9 @@ class Session(AsyncContextManagerMixin):
         for run in self.registry.by_id.values():
             # Only runs that nobody scopes are left here, and that generation lets them run on.
             run.detached = run.detached or (survives and not run.released)
+        with cleanup_until(self.grace_deadline()):
+            for run in list(self.registry.unconfirmed):
+                await run.ended.wait()
         protocol.close()
         link.flush()
         with cleanup_until(current_time() + self.options.close_timeout):
@@ -196,6 +203,11 @@ class Session(AsyncContextManagerMixin):
         return link
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the connection is there."""
+        return self._link is not None and not self._link.router.ended.done
+
+    @property
     def generation(self) -> Generation | None:
         """The engine's generation, once an answer has told it."""
         return self._link.protocol.generation if self._link is not None else None
@@ -216,20 +228,31 @@ class Session(AsyncContextManagerMixin):
             AuthenticationError: the engine wants credentials.
             ConnectionLost: there is no connection any more.
         """
-        if self.link.protocol.is_open:
+        if self.is_logged_in:
             return
         async with self._login:
-            if self.link.protocol.is_open:
+            if self.is_logged_in_now():
                 return
             username = self.options.identity.rpartition("/")[2]
             ok, result = await self.ask(AuthIdentify(username))
-            if not self.link.protocol.is_open:
+            if self.is_logged_in_now():
+                self.username = username
+            else:
                 detail = "it wants a signature" if ok else result
                 msg = (
                     f"{self.options.endpoint.name} wants credentials ({detail}); call authenticate(username, key) or "
                     "auth_by_token(token) first, or give them to PieClient"
                 )
                 raise AuthenticationError(msg, url=self.options.endpoint.name)
+
+    @property
+    def is_logged_in(self) -> bool:
+        """Whether requests of every kind may be sent."""
+        return self.link.protocol.is_open
+
+    def is_logged_in_now(self) -> bool:
+        """Ask again after a wait; a method, since type checkers narrow properties."""
+        return self.link.protocol.is_open
 
     async def require(self, feature: str, capability: str) -> None:
         """Refuse what this engine generation cannot do, before anything of it is sent.
@@ -317,6 +340,8 @@ class Session(AsyncContextManagerMixin):
         elif link.protocol.abandon(run.corr_id) == 0:
             self.registry.end(run, Ending(EndKind.WITHDRAWN))
         link.flush()
+        if not run.ended.done:
+            self.registry.note_unconfirmed(run)  # taken back by its end
 
     async def confirm(self, run: Run, deadline: float) -> bool:
         """Wait for a released run to be seen to end, until a deadline on the loop's clock; else put it on record.
@@ -326,7 +351,6 @@ class Session(AsyncContextManagerMixin):
         """
         if run.ended.done:
             return not self._is_unconfirmed(run)
-        self.registry.note_unconfirmed(run)  # taken back by its end; holds also if the wait is torn down
         with cleanup_until(deadline):
             await run.ended.wait()
         if not run.ended.done:

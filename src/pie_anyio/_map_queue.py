@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outcomes between the workers of a map and its consumer: bounded, in order where that is wanted."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from anyio import Event
+
+from ._outcomes import AnyOutcome
+
+
+class OutcomeQueue:
+    """Outcomes that are finished and not yet taken.
+
+    ``bound`` is the number from which workers wait before they take another input; None never holds them up.
+    """
+
+    def __init__(self, *, ordered: bool, bound: int | None) -> None:
+        self._ordered = ordered
+        self._bound = bound
+        self._ready: deque[AnyOutcome] = deque()
+        self._held: dict[int, AnyOutcome] = {}
+        self._next_index = 0
+        self._arrived: Event | None = None
+        self._room: Event | None = None
+        self._finished = False
+
+    def __len__(self) -> int:
+        return len(self._ready) + len(self._held)
+
+    def put(self, outcome: AnyOutcome) -> None:
+        """Add an outcome; one that comes too early for its order is held back."""
+        if not self._ordered:
+            self._ready.append(outcome)
+        else:
+            self._held[outcome.index] = outcome
+            while (following := self._held.pop(self._next_index, None)) is not None:
+                self._ready.append(following)
+                self._next_index += 1
+        if self._ready:
+            self._wake_consumer()
+
+    def finish(self) -> None:
+        """Note that nothing more will come. What was held back for an order that was cut short is let go, in order."""
+        self._finished = True
+        for index in sorted(self._held):
+            self._ready.append(self._held.pop(index))
+        self._wake_consumer()
+
+    async def wait_for_room(self) -> None:
+        """Wait while too many outcomes are unread. Does not checkpoint where there is room.
+
+        Cancellation: has no effect.
+        """
+        while self._bound is not None and len(self) >= self._bound:
+            if self._room is None:
+                self._room = Event()
+            await self._room.wait()
+
+    async def take(self) -> AnyOutcome | None:
+        """Take the next outcome, or None where nothing more will come.
+
+        Cancellation: an outcome leaves the queue only in the step that returns it.
+        """
+        while not self._ready:
+            if self._finished:
+                return None
+            if self._arrived is None:
+                self._arrived = Event()
+            await self._arrived.wait()
+        outcome = self._ready.popleft()
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+        return outcome
+
+    def drain(self) -> list[AnyOutcome]:
+        """Take everything that is there."""
+        outcomes = list(self._ready)
+        self._ready.clear()
+        return outcomes
+
+    def _wake_consumer(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+            self._arrived = None

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ClientPool``: several connections, to one engine or to many, used as one for fan-out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Self
+
+from anyio import AsyncContextManagerMixin
+
+from ._client import ProcessClient
+from ._exceptions import ConnectionClosed, InvalidRequest
+from ._receipt import Receipt
+from ._session.session import Session
+from ._transport.endpoint import EndpointLike
+
+__all__ = ["ClientPool"]
+
+
+class ClientPool(AsyncContextManagerMixin):
+    """Connections to several engines, or several connections to one, for ``map_processes``.
+
+    A run goes to the connection with the fewest live runs; a connection that is lost gets no more. A cluster of 0.5
+    places all runs of one connection on one worker, so several connections spread the load there.
+
+    ``options`` are those of ``PieClient`` and apply to each connection.
+
+    Raises (when entered):
+        ConnectError: an endpoint cannot be reached; the others are closed again.
+    """
+
+    def __init__(self, urls: Iterable[EndpointLike], *, sockets_per_endpoint: int = 1, **options: Any) -> None:
+        if sockets_per_endpoint < 1:
+            msg = f"sockets_per_endpoint must be at least 1, not {sockets_per_endpoint}"
+            raise InvalidRequest(msg)
+        self.clients = [ProcessClient(url, **options) for url in urls for _ in range(sockets_per_endpoint)]
+        if not self.clients:
+            msg = "a pool needs at least one URL"
+            raise InvalidRequest(msg)
+        self._live: dict[Session, int] = {}
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        async with AsyncExitStack() as stack:
+            for client in self.clients:
+                await stack.enter_async_context(client)
+                self._live[client.session] = 0
+            yield self
+
+    async def pick(self) -> Session:
+        """Give the session with the fewest live runs, ready for requests.
+
+        Raises:
+            ConnectionLost: every connection of the pool is gone.
+        """
+        usable = [session for session in self._live if session.is_connected]
+        if not usable:
+            msg = "every connection of the pool is gone" if self._live else "the pool is used inside 'async with' only"
+            raise ConnectionClosed(msg, issued=False)
+        session = min(usable, key=self._live.__getitem__)
+        self._live[session] += 1
+        try:
+            await session.ready()
+        except BaseException:
+            self._live[session] -= 1
+            raise
+        return session
+
+    def put_back(self, session: Session) -> None:
+        """Note that a run on a session is over."""
+        self._live[session] -= 1
+
+    @property
+    def receipts(self) -> list[Receipt]:
+        """The account of each connection."""
+        return [client.receipt for client in self.clients]

@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Process``: the handle of one running program."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+from anyio import EndOfStream
+
+from ._events import AnyEvent, Event, ReceivedFile
+from ._exceptions import (
+    ConnectionLost,
+    InvalidRequest,
+    PieError,
+    ProcessError,
+    ProcessFailed,
+    ProcessLost,
+    ProcessNotFound,
+    ProcessTerminated,
+)
+from ._protocol.messages import AttachProcess, LaunchProcess, SignalProcess, TerminateProcess
+from ._session.refusals import engine_error
+from ._session.registry import Ending, EndKind, Run
+from ._session.session import Session
+from ._session.uploads import ContentLike, open_content, transfer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["Process", "ProcessCall", "ProcessResult", "Timings"]
+
+
+@attrs.frozen(kw_only=True)
+class Timings:
+    """When things happened to a run, in seconds on the event loop's clock; None for what did not happen."""
+
+    submitted: float
+    started: float | None = None
+    """The engine gave the process id."""
+    first_output: float | None = None
+    """The first event of any kind but the last one."""
+    ended: float | None = None
+
+    @property
+    def total(self) -> float | None:
+        """Seconds from submission to the end."""
+        return None if self.ended is None else self.ended - self.submitted
+
+    @property
+    def to_first_output(self) -> float | None:
+        """Seconds from submission to the first event."""
+        return None if self.first_output is None else self.first_output - self.submitted
+
+
+@attrs.frozen(kw_only=True)
+class ProcessResult:
+    """Everything that a process that returned has sent."""
+
+    process_id: str
+    value: Any
+    """The decoded JSON value, or the text where it is not JSON; None for an empty return."""
+    raw: str = attrs.field(repr=False)
+    """The returned text as it came."""
+    stdout: str = attrs.field(default="", repr=False)
+    stderr: str = attrs.field(default="", repr=False)
+    messages: list[str] = attrs.field(factory=list, repr=False)
+    files: list[ReceivedFile] = attrs.field(factory=list, repr=False)
+    timings: Timings = attrs.field(repr=False)
+
+
+def decode_value(text: str) -> Any:
+    """Decode a returned text: JSON where it is JSON, else the text itself; None for an empty one."""
+    if not text:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def timings_of(run: Run) -> Timings:
+    """Give the timings of a run as they stand."""
+    return Timings(
+        submitted=run.submitted_at, started=run.started_at, first_output=run.first_output_at, ended=run.ended_at
+    )
+
+
+def ending_error(run: Run, ending: Ending, **where: Any) -> PieError:
+    """Make the exception for a run that ended without a value."""
+    name = f"process {run.process_id} ({run.program})" if run.process_id else f"launch of {run.program}"
+    about: dict[str, Any] = {"process_id": run.process_id or None, "program": run.program, "output_tail": ending.tail}
+    about |= where
+    tail = f"\nlast output: {ending.tail[-500:]}" if ending.tail.strip() else ""
+    if ending.kind is EndKind.TERMINATED:
+        by_us = run.released or run.terminating
+        who = "this client" if by_us else "somebody else"
+        return ProcessTerminated(f"{name} was terminated by {who}{tail}", by_us=by_us, **about)
+    if ending.kind is EndKind.LOST:
+        issued = getattr(ending.error, "issued", True)
+        return ProcessLost(f"{name} is lost: {ending.error}{tail}", issued=issued, **about)
+    if ending.kind is EndKind.WITHDRAWN:
+        return ProcessLost(f"{name} never left this machine: {ending.error or 'it was withdrawn'}", issued=False, **about)
+    return ProcessFailed(f"{name} failed: {ending.text}{tail}", detail=ending.text, **about)
+
+
+class ProcessCall:
+    """A launch or attach that has not happened yet: await it for the process, or enter it to have the process end.
+
+    * ``process = await call``: the process lives until it ends, is terminated, or the engine drops it.
+    * ``async with call as process``: leaving the block terminates the process if it is still running, and waits for
+      the engine to confirm it.
+
+    A call that is neither awaited nor entered does nothing, and warns about it.
+
+    Cancellation: a launch that was cancelled before the engine answered is withdrawn where it has not left, and
+    otherwise terminated as soon as the answer tells its id; ``client.receipt`` names it until that is confirmed.
+    """
+
+    __slots__ = ("_begin", "_description", "_process", "_session", "_used")
+
+    def __init__(self, session: Session, begin: Callable[[], Awaitable[Run]], description: str) -> None:
+        self._session = session
+        self._begin = begin
+        self._description = description
+        self._process: Process | None = None
+        self._used = False
+
+    def __await__(self) -> Generator[Any, Any, Process]:
+        return self._launch().__await__()
+
+    async def __aenter__(self) -> Process:
+        self._process = await self._launch()
+        return self._process
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        await self._process.aclose()
+
+    def __del__(self) -> None:
+        if not self._used:
+            msg = f"{self._description} was neither awaited nor entered with 'async with': nothing was sent"
+            warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
+
+    async def _launch(self) -> Process:
+        if self._used:
+            msg = f"{self._description} was used twice; make a new call for each process"
+            raise InvalidRequest(msg)
+        self._used = True
+        run = await self._begin()
+        try:
+            await run.started.wait()
+        except BaseException:
+            # Cancelled, or refused; for the latter there is nothing left to release. The core ends the process as
+            # soon as it learns its id, so nothing needs to be waited for here.
+            self._session.release(run)
+            raise
+        return Process(self._session, run)
+
+
+class Process:
+    """A process on the engine: its events, and what can be done to it.
+
+    Handles come from ``launch_process`` and ``attach_process``; they are not made directly. A process may be used by
+    several tasks, but its events go to one reader at a time.
+    """
+
+    def __init__(self, session: Session, run: Run) -> None:
+        self._session = session
+        self._run = run
+        self.output: list[str] = []
+        """What ``result`` has collected of stdout and messages, as the official client does."""
+
+    def __repr__(self) -> str:
+        ended = self._run.ended.done
+        return f"<Process {self.process_id} {self._run.program} {'ended' if ended else 'running'}>"
+
+    # --- facts -----------------------------------------------------------------------------------------------------
+
+    @property
+    def process_id(self) -> str:
+        """The engine's id, a lower-case hyphenated UUID; ``attach_process`` takes it."""
+        return self._run.process_id
+
+    @property
+    def program(self) -> str:
+        """What was launched: ``name@version``."""
+        return self._run.program
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end of the process, or of the connection to it, is known."""
+        return self._run.ended.done
+
+    @property
+    def timings(self) -> Timings:
+        """When things happened, as far as they did."""
+        return timings_of(self._run)
+
+    @property
+    def return_value(self) -> Any:
+        """The decoded value of a process that has returned.
+
+        Raises:
+            ProcessError: it ended without a value.
+            InvalidRequest: it has not ended yet; await ``result()`` instead.
+        """
+        ending = self._run.ending
+        if ending is None:
+            msg = f"process {self.process_id} has not ended yet; await process.result() instead"
+            raise InvalidRequest(msg)
+        return self._value(ending)
+
+    def _value(self, ending: Ending) -> Any:
+        if ending.kind is EndKind.RETURNED:
+            return decode_value(ending.text)
+        if isinstance(ending.error, ConnectionLost):
+            raise ending.error.with_traceback(None)
+        raise ending_error(self._run, ending)
+
+    # --- events ----------------------------------------------------------------------------------------------------
+
+    async def recv(self) -> AnyEvent:
+        """Receive the next event.
+
+        The event is a pair of kind and value, and an instance of ``Stdout``, ``Stderr``, ``Message``, ``File``,
+        ``Return``, ``Error`` or ``Gap``. ``Return`` or ``Error`` is the last one.
+
+        Raises:
+            anyio.EndOfStream: the last event was received before.
+            ConnectionLost: the connection went away before the process ended.
+            OutputOverflow: output was dropped here, since too much was unread; the events after it still come.
+            anyio.BusyResourceError: another task is receiving.
+
+        Cancellation: loses no event; receive again.
+        """
+        buffer = self._run.buffer
+        if buffer is None:
+            await self._run.ended.wait()
+            raise EndOfStream
+        return await buffer.get()
+
+    def __aiter__(self) -> AsyncIterator[AnyEvent]:
+        return self
+
+    async def __anext__(self) -> AnyEvent:
+        """Give the next event; the iteration ends after the terminal one."""
+        try:
+            return await self.recv()
+        except EndOfStream:
+            raise StopAsyncIteration from None
+
+    async def wait(self) -> None:
+        """Wait until the process has ended, in whatever way. Needs nobody to read its events.
+
+        Raises:
+            ConnectionLost: the connection went away before the process ended.
+
+        Cancellation: has no effect on the process.
+        """
+        ending = await self._run.ended.wait()
+        if isinstance(ending.error, ConnectionLost):
+            raise ending.error.with_traceback(None)
+
+    async def result(self) -> Any:
+        """Read the process to its end and give what it returned.
+
+        The value is decoded JSON, or the text where it is not JSON, or None where the program returned nothing.
+        Stdout and messages on the way are collected in :attr:`output`.
+
+        Raises:
+            ProcessFailed: the program raised, or the engine failed it.
+            ProcessTerminated: it was terminated.
+            ConnectionLost: the connection went away before the process ended.
+
+        Cancellation: has no effect on the process; call again.
+        """
+        buffer = self._run.buffer
+        while buffer is not None:
+            try:
+                kind, value = await buffer.get()
+            except EndOfStream:
+                break
+            if kind is Event.Stdout or kind is Event.Message:
+                self.output.append(str(value))
+        return self._value(await self._run.ended.wait())
+
+    async def collect(self) -> ProcessResult:
+        """Read the process to its end and give everything that it sent.
+
+        Raises:
+            ProcessFailed, ProcessTerminated, ConnectionLost: as :meth:`result`; ``output_tail`` has the last output.
+
+        Cancellation: has no effect on the process; what was read is lost.
+        """
+        texts: dict[str, list[str]] = {"stdout": [], "stderr": [], "message": []}
+        files: list[ReceivedFile] = []
+        async for event in self:
+            if event.kind is Event.File:
+                files.append(event.value)
+            elif event.kind in texts:
+                texts[event.kind].append(str(event.value))
+        ending = await self._run.ended.wait()
+        stdout, stderr = "".join(texts["stdout"]), "".join(texts["stderr"])
+        if ending.kind is not EndKind.RETURNED and not isinstance(ending.error, ConnectionLost):
+            raise ending_error(self._run, ending, output_tail=(stdout + stderr)[-2048:])
+        return ProcessResult(
+            process_id=self.process_id,
+            value=self._value(ending),
+            raw=ending.text,
+            stdout=stdout,
+            stderr=stderr,
+            messages=texts["message"],
+            files=files,
+            timings=self.timings,
+        )
+
+    # --- actions ---------------------------------------------------------------------------------------------------
+
+    async def signal(self, message: str) -> None:
+        """Send a string to the process, which reads it with ``session.receive()``; sent before that, it is kept.
+
+        No engine acknowledges a signal. Sending to a process that has ended does nothing.
+
+        Raises:
+            ConnectionLost: there is no connection any more.
+            InvalidRequest: the message is not a string that can be sent.
+
+        Cancellation: either nothing was sent, or all of it will be.
+        """
+        await send_signal(self._session, self.process_id, message, ended=self.ended)
+
+    async def transfer_file(self, file_bytes: ContentLike) -> None:
+        """Send a file to the process: bytes, or the path of a file, which is read piece by piece.
+
+        No engine acknowledges a file, and it is dropped unless the program is waiting in ``session.receive_file()``
+        when the last piece arrives: have the program announce that it is ready.
+
+        Raises:
+            InvalidRequest: the file cannot be read.
+            TransferError: the file changed while it was being sent.
+            ConnectionLost: there is no connection any more.
+
+        Cancellation: a file that was sent in part is made invalid; the process does not receive it.
+        """
+        content = await open_content(file_bytes)
+        if not self.ended:
+            await transfer(self._session, self.process_id, content)
+
+    async def terminate(self) -> None:
+        """Ask the engine to end the process. Its ``Error`` event follows, with the text ``Signal``. Idempotent.
+
+        Raises:
+            ConnectionLost: there is no connection any more.
+
+        Cancellation: the request may have been sent; repeat it.
+        """
+        try:
+            await terminate_by_id(self._session, self.process_id)
+        except ProcessNotFound:
+            pass  # it has ended already: that is what was asked for
+
+    def detach(self) -> str:
+        """Leave the process to itself: leaving its block will not end it. Give its id.
+
+        On 0.4 it goes on when the connection ends. An engine of 0.5 ends it with the connection.
+        """
+        self._run.detached = True
+        return self.process_id
+
+    async def aclose(self) -> None:
+        """End the process if it is still running, and wait for the engine to confirm it. Idempotent.
+
+        What does not confirm in time (``terminate_grace``) is on record in ``client.receipt.unconfirmed``.
+
+        Cancellation: is held up for ``terminate_grace`` at the most.
+        """
+        await end_run(self._session, self._run)
+
+
+async def end_run(session: Session, run: Run) -> None:
+    """End a run whose owner leaves, unless it was detached or has ended."""
+    if not run.ended.done and not run.detached:
+        session.release(run)
+        await session.confirm(run, session.grace_deadline())
+
+
+async def send_signal(session: Session, process_id: str, message: str, *, ended: bool = False) -> None:
+    """Queue a signal."""
+    if not isinstance(message, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        msg = f"signal: the message must be a string, not {type(message).__name__}; json.dumps() may help"  # type: ignore[unreachable]
+        raise InvalidRequest(msg)
+    await session.ready()
+    if not ended:
+        await session.notify(SignalProcess(process_id, message))
+
+
+async def terminate_by_id(session: Session, process_id: str) -> None:
+    """Have the engine end a process, ours or not."""
+    await session.ready()
+    run = session.registry.by_id.get(process_id)
+    if run is not None:
+        run.terminating = True
+    ok, result = await session.request(TerminateProcess(process_id), urgent=True)
+    if not ok:
+        raise engine_error("terminate_process", result, about=process_id)

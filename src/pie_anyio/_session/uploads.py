@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sending large content in chunks: programs to the engine, files to processes.
+
+Content is read piece by piece, so an upload never has to fit into memory. Transfers of equal content on one connection
+would destroy each other in the engine, which keys them by hash, so they take turns (0.4 section 6.2, 0.5 alike).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import anyio
+import attrs
+import blake3
+from anyio import to_thread
+
+from .._exceptions import InvalidRequest, TransferError
+from .._flow.slots import ReplySlot
+from .._protocol.messages import CHUNK_BYTES, AddProgram, TransferFile
+from .._protocol.outbox import Lane
+from .._protocol.transfer import count_chunks
+from .refusals import engine_error
+from .session import Session
+
+ContentLike: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str]
+_INLINE_HASH: Final = 1 << 20  # below, hashing takes less than handing it to a thread
+_HASH_STEP: Final = 1 << 20
+
+
+@attrs.frozen
+class Content:
+    """Bytes in memory, or a file that is read when needed."""
+
+    source: bytes | Path
+    size: int
+    digest: str
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks on the wire."""
+        return count_chunks(self.size)
+
+
+async def open_content(source: ContentLike) -> Content:
+    """Measure and hash content without holding it all.
+
+    Raises:
+        InvalidRequest: the file cannot be read.
+
+    Cancellation: has no effect beyond a hash that is computed for nothing.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        if len(data) <= _INLINE_HASH:
+            return Content(data, len(data), blake3.blake3(data).hexdigest())
+        digest = await to_thread.run_sync(lambda: blake3.blake3(data).hexdigest())
+        return Content(data, len(data), digest)
+    path = Path(source).expanduser()
+    try:
+        size, digest = await to_thread.run_sync(_hash_file, path)
+    except OSError as exc:
+        msg = f"cannot read {path}: {exc.strerror or exc}"
+        raise InvalidRequest(msg) from exc
+    return Content(path, size, digest)
+
+
+def _hash_file(path: Path) -> tuple[int, str]:
+    hasher, size = blake3.blake3(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_HASH_STEP):
+            hasher.update(piece)
+            size += len(piece)
+    return size, hasher.hexdigest()
+
+
+class ChunkReader:
+    """Reads content chunk by chunk."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._file: anyio.AsyncFile[bytes] | None = None
+        self._position = 0
+
+    async def __aenter__(self) -> ChunkReader:
+        if isinstance(self._content.source, Path):
+            self._file = await anyio.open_file(self._content.source, "rb")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._file is not None:
+            # Closing a file that was only read cannot block for long; a thread would need a shield.
+            self._file.wrapped.close()
+
+    async def read(self) -> bytes:
+        """Give the next chunk; empty at the end."""
+        if self._file is not None:
+            return await self._file.read(CHUNK_BYTES)
+        assert isinstance(self._content.source, bytes)
+        piece = self._content.source[self._position : self._position + CHUNK_BYTES]
+        self._position += len(piece)
+        return piece
+
+
+@asynccontextmanager
+async def _turn(session: Session, digest: str) -> AsyncGenerator[None]:
+    """Wait until no other transfer of equal content is under way on this connection."""
+    lock = session.transfers.setdefault(digest, anyio.Lock())
+    try:
+        async with lock:
+            yield
+    finally:
+        if not lock.statistics().tasks_waiting and not lock.locked():
+            session.transfers.pop(digest, None)
+
+
+async def upload(session: Session, content: Content, manifest: str, *, force: bool) -> None:
+    """Upload a program; returns when the engine has installed it.
+
+    Raises:
+        EngineError: the engine refused it; sending stops as soon as it says so.
+        TransferError: the file changed while it was being sent.
+
+    Cancellation: chunks that have not left are withdrawn, and the engine is told to forget the rest.
+    """
+    await session.ready()
+    async with _turn(session, content.digest):
+        ok, result = await _upload_once(session, content, manifest, force)
+        if not ok and result.startswith("Out-of-order chunk") and "got 0" in result:
+            # An earlier upload of the same bytes was cut off: the engine has now forgotten it (0.4 section 6.2).
+            ok, result = await _upload_once(session, content, manifest, force)
+    if not ok:
+        raise engine_error("install_program", result)
+
+
+async def _upload_once(session: Session, content: Content, manifest: str, force: bool) -> tuple[bool, str]:
+    link = session.link
+    slot: ReplySlot[tuple[bool, str]] = ReplySlot()
+    corr_id = link.protocol.begin_upload(slot)
+    try:
+        async with ChunkReader(content) as reader:
+            for index in range(content.chunks):
+                data = await reader.read()
+                _check_length(content, index, data)
+                chunk = AddProgram(content.digest, manifest, force, index, content.chunks, data)
+                if not link.protocol.upload_chunk(corr_id, chunk):
+                    break
+                link.flush()
+                await link.bulk.wait_below()
+        return await slot.wait()
+    finally:
+        if not slot.done:
+            link.protocol.abandon(corr_id)
+            link.flush()
+
+
+async def transfer(session: Session, process_id: str, content: Content) -> None:
+    """Send a file to an attached process; returns when the last chunk is on its way. No engine ever answers this.
+
+    Raises:
+        TransferError: the file changed while it was being sent.
+        ConnectionLost: the connection went away; whether the file arrived is unknown.
+
+    Cancellation: a file that was sent in part is made invalid, so the process does not receive it.
+    """
+    await session.ready()
+    async with _turn(session, content.digest):
+        link = session.link
+        sent = 0
+        try:
+            async with ChunkReader(content) as reader:
+                for index in range(content.chunks):
+                    data = await reader.read()
+                    _check_length(content, index, data)
+                    chunk = TransferFile(process_id, content.digest, index, content.chunks, data)
+                    link.protocol.notify(chunk, lane=Lane.BULK)
+                    sent += 1
+                    link.flush()
+                    await link.bulk.wait_below()
+        finally:
+            if 0 < sent < content.chunks and not link.router.ended.done:
+                # A chunk out of order makes the engine forget the file; otherwise it would spoil the next one.
+                wrong = TransferFile(process_id, content.digest, content.chunks, content.chunks, b"")
+                link.protocol.notify(wrong, lane=Lane.BULK)
+                link.flush()
+
+
+def _check_length(content: Content, index: int, data: bytes) -> None:
+    expected = min(CHUNK_BYTES, content.size - index * CHUNK_BYTES)
+    if len(data) != expected:
+        msg = f"{content.source if isinstance(content.source, Path) else 'the content'} changed while it was being sent"
+        raise TransferError(msg)
