@@ -27,8 +27,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "L3": frozenset({"_transport"}),
     "files": frozenset({"_inferlet", "_keys", "_manifest", "_programs", "_ssh_agent"}),
     "L4": frozenset({"_session"}),
-    "L5": frozenset({"_process", "_client"}),
-    "L6": frozenset({"_map", "_map_policy", "_map_runner", "_map_source", "_outcomes"}),
+    "L5": frozenset({"_client", "_pool", "_process"}),
+    "L6": frozenset(
+        {"_map", "_map_policy", "_map_queue", "_map_runner", "_map_source", "_outcomes", "_pie_client"}
+    ),
     "L7": frozenset({"evals", "sync"}),
     "testing": frozenset({"testing"}),
     "L8": frozenset({"cli"}),
