@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "files": frozenset({"L0"}),
     "L4": frozenset({"L0", "L1", "L2", "L3", "files"}),
     "L5": frozenset({"L0", "L1", "L2", "L4", "files"}),
-    "L6": frozenset({"L0", "L2", "L5"}),
+    "L6": frozenset({"L0", "L2", "files", "L5"}),
     "L7": frozenset({"L0", "L5", "L6", "L9"}),
     "testing": frozenset({"L0", "L1", "L2", "L3", "files", "L4", "L5", "L9"}),
     "L8": frozenset({"L7", "L9", "testing"}),
