@@ -19,7 +19,6 @@ InferletFunction: TypeAlias = Callable[["InferletSession", Any], Awaitable[objec
 """``async def f(session, input)``: what stands for a program."""
 
 _IDENTIFIER: Final = re.compile(r"([a-zA-Z0-9][a-zA-Z0-9_-]*)@([0-9]+\.[0-9]+\.[0-9]+)")
-_BARE_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]*")
 _WASM: Final = b"\0asm"
 _LANGUAGES: Final = ("python", "javascript")
 
@@ -85,7 +84,7 @@ class ProgramStore:
         program = self.installed.get(identifier)
         if program is not None:
             return program
-        if self._profile.v05 and _BARE_NAME.fullmatch(identifier):
+        if self._profile.v05 and "@" not in identifier:
             return self._find_latest(identifier)
         match = _IDENTIFIER.fullmatch(identifier)
         if match is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 import msgpack
 from anyio import BrokenResourceError, EndOfStream, connect_tcp
@@ -46,7 +46,7 @@ class RawPeer:
         """Connect over TCP; the handshake is yet to come."""
         return cls(await connect_tcp(host, port))
 
-    async def __aenter__(self) -> RawPeer:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
