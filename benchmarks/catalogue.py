@@ -232,7 +232,7 @@ def scaling_cases(largest: int) -> tuple[Case, ...]:
                 "runs",
                 (RUNS,),
                 {"n": n},
-                scaling="runs",
+                scaling="scale_runs",
                 timeout=300.0,
                 in_suite=False,
             )
@@ -245,7 +245,7 @@ def scaling_cases(largest: int) -> tuple[Case, ...]:
                 "alive",
                 (KIB,),
                 {"n": n},
-                scaling="alive",
+                scaling="scale_alive",
                 timeout=300.0,
                 in_suite=False,
             )
@@ -259,7 +259,7 @@ def scaling_cases(largest: int) -> tuple[Case, ...]:
                 (EVENTS, EVENT_BYTES),
                 # The same number of bytes where they matter, the same number of events where those do.
                 {"size": size, "events": max(5, min(1_000, 2_000_000 // size))},
-                scaling="size",
+                scaling="scale_size",
                 in_suite=False,
             )
             for size in (100, 1_000, 10_000, 100_000, 1_000_000)

@@ -19,7 +19,8 @@ What a process does is written in the JSON `input` of its launch:
     {"barrier": n}             wait until n launches with this same barrier are there, then all start together and
                                their events are interleaved one by one
 
-`query("load", "")` answers with the engine's own counters as JSON; it is how a driver learns that nothing is alive.
+`query("model_status", "")` answers with the engine's own counters as JSON; it is how a driver
+learns that nothing is alive.
 
 Run `python benchmarks/load_engine.py --profile v04`; the first line on stdout is the URL.
 """
@@ -333,11 +334,9 @@ class LoadEngine:
         self.reply(conn, message, json.dumps(rows))
 
     def on_query(self, conn: Connection, message: dict[str, Any]) -> None:
-        """Answer `model_status` and `load`; 0.4 answers nothing else."""
-        if message.get("subject") == "load":
+        """Answer `model_status` with the engine's own counters; 0.4 answers nothing else."""
+        if message.get("subject") == "model_status":
             self.reply(conn, message, json.dumps(self.counters()))
-        elif message.get("subject") == "model_status":
-            self.reply(conn, message, "{}")
         elif self.v05:
             self.reply(conn, message, "unknown query subject", ok=False)
 
@@ -394,13 +393,12 @@ class LoadEngine:
             if flood.rate is not None:
                 self.paced.add(conn)
             return
-        if "file" in spec:
-            for number, (pid, _) in enumerate(group):
+        ends = not spec.get("expect_file") and spec.get("return") is not False
+        for number, (pid, _) in enumerate(group):
+            if "file" in spec:
                 conn.out.extend(file_frames(pid, spec["file"], number, self.v05))
-        if spec.get("expect_file") or spec.get("return") is False:
-            return
-        for pid, _ in group:
-            self.finish(conn, pid)
+            if ends:
+                self.finish(conn, pid)
 
     def finish(self, conn: Connection, pid: bytes, kind: str = "return", value: bytes = b"null") -> None:
         """End a process with its terminal event."""

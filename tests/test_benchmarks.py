@@ -128,7 +128,7 @@ def test_requests(client: Client, profile: str) -> None:
     assert client.request(type="ping") == "Pong"
     assert client.request(type="check_program", name="a", version="1.0.0") == "true"
     assert json.loads(client.request(type="list_processes")) == []
-    assert json.loads(client.request(type="query", subject="load", record=""))["live"] == 0
+    assert json.loads(client.request(type="query", subject="model_status", record=""))["live"] == 0
 
 
 def test_turn_done(client: Client, profile: str) -> None:
@@ -181,7 +181,7 @@ def test_terminate(client: Client) -> None:
         seen.append(client.receive())
     assert seen[-1]["value"] == "Signal"
     assert [m["result"] for m in seen if m["type"] == "response"] == ["Process terminated"]
-    assert json.loads(client.request(type="query", subject="load", record=""))["live"] == 0
+    assert json.loads(client.request(type="query", subject="model_status", record=""))["live"] == 0
     client.send(type="terminate_process", corr_id=9, process_id=pid)
     assert client.receive()["ok"] is False
 

@@ -57,7 +57,7 @@ async def consume(process: Any) -> tuple[int, int]:
 
 async def live(client: PieClient) -> int:
     """Return how many processes the engine has."""
-    _, text = await client.query("load", "")
+    _, text = await client.query("model_status", "")
     return json.loads(text)["live"]
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import anyio
 from common import ECHO, ECHO_MANIFEST, ECHO_SOURCE, PROGRAM, Report, fail, parse, payload, rss, version_of
 
-import pie_anyio
 from pie_anyio import File, PieClient, Stdout
 
 
@@ -45,7 +44,7 @@ async def consume(process: Any) -> tuple[int, int]:
 
 async def live(client: PieClient) -> int:
     """Return how many processes the engine has."""
-    _, text = await client.query("load", "")
+    _, text = await client.query("model_status", "")
     return int(json.loads(text)["live"])
 
 
@@ -319,6 +318,6 @@ if __name__ == "__main__":
     options = {"use_uvloop": True} if arguments.backend == "uvloop" else {}
     figures = Report(
         arguments.name or f"pie-anyio-{arguments.backend}",
-        {"pie-anyio": pie_anyio.__version__, **version_of("anyio", "trio", "uvloop", "msgpack", "wsproto")},
+        version_of("pie-anyio", "anyio", "trio", "uvloop", "msgpack", "wsproto"),
     )
     anyio.run(main, arguments, parameters, figures, backend=backend, backend_options=options)
