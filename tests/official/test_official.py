@@ -83,7 +83,7 @@ async def test_attach_after_disconnect(run_official: Run, profile: Any, seen: An
 
 async def test_keys(run_official: Run, tmp_path: Path) -> None:
     """Every kind of key that engines take is verified; another one is refused."""
-    keys = [
+    keys: list[Any] = [
         rsa.generate_private_key(65537, 2048),
         ed25519.Ed25519PrivateKey.generate(),
         ec.generate_private_key(ec.SECP256R1()),
