@@ -95,6 +95,7 @@ class Session:
         self._blocked = 0
         self._mailbox: deque[Callable[[], None]] = deque()
         self._tool_calls: dict[int, _ToolCall] = {}
+        self._last_tool_call = 0
 
     @property
     def user(self) -> str:
@@ -347,10 +348,13 @@ class Session:
         if server not in self.tools:
             raise ToolError(-1, f"MCP server '{server}' not registered")
         call = _ToolCall()
-        corr_id = len(self._tool_calls) + 1
+        self._last_tool_call = corr_id = self._last_tool_call + 1
         self._tool_calls[corr_id] = call
         self._post(partial(self._send_tool_call, corr_id, process_id, server, method, params))
-        await call.answered.wait()
+        try:
+            await call.answered.wait()
+        finally:
+            del self._tool_calls[corr_id]
         return call.read()
 
     def _send_tool_call(self, corr_id: int, process_id: str, server: str, method: str, params: str) -> None:
@@ -404,5 +408,5 @@ class _ToolCall:
             payload = None
         if not isinstance(payload, dict):
             raise ToolError(-32000, self.response.result)
-        message = payload.get("message", self.response.result)
-        raise ToolError(int(payload.get("code", -32000)), str(message), payload.get("data"))
+        code, message = payload.get("code"), payload.get("message", self.response.result)
+        raise ToolError(code if type(code) is int else -32000, str(message), payload.get("data"))

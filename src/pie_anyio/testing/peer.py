@@ -30,12 +30,14 @@ _IDENTITY: Final = b"test/peer"
 
 
 class RawPeer:
-    """A client without opinions, over any byte stream."""
+    """A client without opinions, over any byte stream; what it asserts, it asserts on behalf of a test."""
 
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
         self.unread: list[Item] = []
         """What has arrived and nobody has taken yet, oldest first."""
+        self.tolerant = False
+        """Read messages with bytes behind them, and text that is not UTF-8."""
         self._socket = wire.WebSocket(
             client=True, message_bytes=256 * MIB, header_bytes=65536, entropy=os.urandom
         )
@@ -137,12 +139,19 @@ class RawPeer:
     def _read(self, data: bytes) -> None:
         for item in self._socket.receive_data(data):
             if isinstance(item, (bytes, memoryview)):
-                self.unread.append(msgpack.unpackb(item))
+                self.unread.append(self._decode(item))
             elif isinstance(item, wire.TextReceived):
                 self.unread.append(item.text)
             else:
                 assert not isinstance(item, wire.UpgradeRequested)
                 self.unread.append(item)
+
+    def _decode(self, payload: bytes | memoryview) -> Any:
+        if not self.tolerant:
+            return msgpack.unpackb(payload)
+        unpacker = msgpack.Unpacker(unicode_errors="replace", max_buffer_size=len(payload))
+        unpacker.feed(payload)
+        return unpacker.unpack()
 
     async def answer(self, corr_id: int) -> tuple[bool, str]:
         """Wait for the answer to a request."""
