@@ -7,14 +7,14 @@ import json
 import os
 import ssl
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, NoReturn, Self
 
 from anyio import AsyncContextManagerMixin, to_thread
 
-from ._exceptions import EngineError, InvalidRequest, RemoteProtocolError
+from ._exceptions import InvalidRequest, RemoteProtocolError
 from ._flow.buffers import OverflowPolicy
 from ._inferlet import Inferlet
 from ._keys import ParsedPrivateKey, Passphrase, Signer
@@ -105,7 +105,7 @@ class ProcessClient(AsyncContextManagerMixin):
         self._entered = True
         async with self._session:
             if self._token is not None:
-                await login_with_token(self._session, self._token)
+                await self.auth_by_token(self._token)
             elif self._username is not None:
                 await self.authenticate(self._username, self._key)
             yield self
@@ -189,6 +189,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the connection may be logged in or not; call again.
         """
+        _check_text("authenticate", username=username)
         signers = [] if private_key is None else await self._load_signers(private_key)
         await login_with_key(self._session, username, signers)
 
@@ -201,6 +202,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the connection may be logged in or not; call again.
         """
+        _check_text("auth_by_token", token=token)
         await login_with_token(self._session, token)
 
     async def _load_signers(self, key: KeyLike) -> list[Signer]:
@@ -223,14 +225,15 @@ class ProcessClient(AsyncContextManagerMixin):
     async def ping(self) -> None:
         """Ask the engine for a sign of life, through the same queue as all other requests.
 
-        A busy session may take long to answer; that alone does not mean that the engine is dead.
+        A busy session may take long to answer; that alone does not mean that the engine is dead. Any answer will do: an
+        engine of 0.5 without free capacity refuses even this, and shows by that that it is alive.
 
         Raises:
             ConnectionLost: the connection went away.
 
         Cancellation: harmless.
         """
-        await self._ask(messages.Ping())
+        await self._session.request(messages.Ping())
 
     async def query(self, subject: str, record: str) -> tuple[bool, str]:
         """Ask the engine for figures: ``("model_status", "")`` gives a JSON object.
@@ -239,11 +242,12 @@ class ProcessClient(AsyncContextManagerMixin):
         those are refused here.
 
         Raises:
-            UnsupportedByEngine: a 0.4 engine would never answer this subject.
+            InvalidRequest: not two texts, or a subject that a 0.4 engine would never answer.
             ConnectionLost: the connection went away.
 
         Cancellation: harmless.
         """
+        _check_text("query", subject=subject, record=record)
         await self._session.ready()
         if self.generation is Generation.V04 and subject != "model_status":
             msg = f"an engine of generation 0.4 never answers query({subject!r}, ...); it knows 'model_status' only"
@@ -326,7 +330,9 @@ class ProcessClient(AsyncContextManagerMixin):
         manifest = await to_thread.run_sync(_read_text, manifest_path)
         await self._install(os.fspath(wasm_path), manifest, force_overwrite)
 
-    async def install_program_bytes(self, program_bytes: bytes, manifest: str, force_overwrite: bool = False) -> None:
+    async def install_program_bytes(
+        self, program_bytes: bytes, manifest: str, force_overwrite: bool = False
+    ) -> None:
         """Upload a program from memory; see :meth:`install_program`.
 
         Raises:
@@ -341,7 +347,7 @@ class ProcessClient(AsyncContextManagerMixin):
     async def _install(self, program: ContentLike, manifest: str, force: bool) -> None:
         parse_manifest(manifest)  # the engine's own message comes after the whole upload only
         content = await open_content(program)
-        await upload(self._session, content, manifest, force=force)
+        await upload(self._session, content, manifest, force=bool(force))
 
     # --- processes -------------------------------------------------------------------------------------------------
 
@@ -382,6 +388,8 @@ class ProcessClient(AsyncContextManagerMixin):
     async def _launch_request(
         self, inferlet: str | Inferlet[..., Any], text: str, token_budget: int | None
     ) -> messages.LaunchProcess:
+        if token_budget is not None:
+            _check_number("token_budget", token_budget, 0, 2**64 - 1)
         await self._session.ready()
         if token_budget is not None:
             await self._session.require("token_budget", "token_budget")
@@ -407,7 +415,6 @@ class ProcessClient(AsyncContextManagerMixin):
             await self._session.ready()
             known = self._session.registry.by_id.get(wanted)
             if known is not None and not known.released:
-                known.detached = False
                 return known
             return self._session.start(messages.AttachProcess(wanted))
 
@@ -478,12 +485,26 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the daemon may have been started.
         """
-        if not 1 <= port <= 65535:
-            msg = f"launch_daemon: the port must be between 1 and 65535, not {port}"
-            raise InvalidRequest(msg)
+        _check_number("launch_daemon: the port", port, 1, 65535)
         text = encode_input(input)
         await self._session.require("launch_daemon", "daemons")
         await self._ask(messages.LaunchDaemon(port, program_name(inferlet, bare=False), text), inferlet)
+
+
+def _check_text(call: str, **texts: object) -> None:
+    """Refuse what is no text: engines do not answer a message that has something else in its place."""
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            # Only the type is named: the value may be a secret.
+            msg = f"{call}: {name} must be a string, not {type(value).__name__}"
+            raise InvalidRequest(msg)
+
+
+def _check_number(what: str, value: object, low: int, high: int) -> None:
+    """Refuse what is no integer in range, for the same reason."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        msg = f"{what} must be an integer between {low} and {high}, not {value!r}"
+        raise InvalidRequest(msg)
 
 
 def _canonical_id(process_id: str) -> str:
@@ -499,8 +520,19 @@ def _canonical_id(process_id: str) -> str:
 
 def _check_identity(identity: str | None, username: str | None) -> str:
     """Check what goes into the ``x-pie-identity`` header (0.5): ``tenant/user`` or ``user``."""
-    text = identity if identity is not None else username if username and username.isascii() else _DEFAULT_IDENTITY
-    if not text.strip() or not text.isascii() or not text.isprintable() or not text.rpartition("/")[2].strip():
+    text = (
+        identity
+        if identity is not None
+        else username
+        if username and username.isascii()
+        else _DEFAULT_IDENTITY
+    )
+    if (
+        not text.strip()
+        or not text.isascii()
+        or not text.isprintable()
+        or not text.rpartition("/")[2].strip()
+    ):
         msg = f"identity must be 'tenant/user' or 'user' in printable ASCII, not {text!r}"
         raise InvalidRequest(msg)
     return text

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from anyio import EndOfStream
@@ -16,16 +16,17 @@ from ._events import AnyEvent, Event, ReceivedFile
 from ._exceptions import (
     ConnectionLost,
     InvalidRequest,
+    OutputOverflow,
     PieError,
-    ProcessError,
     ProcessFailed,
     ProcessLost,
     ProcessNotFound,
     ProcessTerminated,
 )
-from ._protocol.messages import AttachProcess, LaunchProcess, SignalProcess, TerminateProcess
+from ._protocol.messages import SignalProcess, TerminateProcess
 from ._session.refusals import engine_error
 from ._session.registry import Ending, EndKind, Run
+from ._session.router import terminal_event
 from ._session.session import Session
 from ._session.uploads import ContentLike, open_content, transfer
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 __all__ = ["Process", "ProcessCall", "ProcessResult", "Timings"]
+
+_TEXTS: Final = (Event.Stdout, Event.Stderr, Event.Message)
+_TAIL_CHARS: Final = 2048
 
 
 @attrs.frozen(kw_only=True)
@@ -86,16 +90,24 @@ def decode_value(text: str) -> Any:
 def timings_of(run: Run) -> Timings:
     """Give the timings of a run as they stand."""
     return Timings(
-        submitted=run.submitted_at, started=run.started_at, first_output=run.first_output_at, ended=run.ended_at
+        submitted=run.submitted_at,
+        started=run.started_at,
+        first_output=run.first_output_at,
+        ended=run.ended_at,
     )
 
 
 def ending_error(run: Run, ending: Ending, **where: Any) -> PieError:
     """Make the exception for a run that ended without a value."""
     name = f"process {run.process_id} ({run.program})" if run.process_id else f"launch of {run.program}"
-    about: dict[str, Any] = {"process_id": run.process_id or None, "program": run.program, "output_tail": ending.tail}
+    about: dict[str, Any] = {
+        "process_id": run.process_id or None,
+        "program": run.program,
+        "output_tail": ending.tail,
+    }
     about |= where
-    tail = f"\nlast output: {ending.tail[-500:]}" if ending.tail.strip() else ""
+    said = str(about["output_tail"])
+    tail = f"\nlast output: {said[-500:]}" if said.strip() else ""
     if ending.kind is EndKind.TERMINATED:
         by_us = run.released or run.terminating
         who = "this client" if by_us else "somebody else"
@@ -104,7 +116,8 @@ def ending_error(run: Run, ending: Ending, **where: Any) -> PieError:
         issued = getattr(ending.error, "issued", True)
         return ProcessLost(f"{name} is lost: {ending.error}{tail}", issued=issued, **about)
     if ending.kind is EndKind.WITHDRAWN:
-        return ProcessLost(f"{name} never left this machine: {ending.error or 'it was withdrawn'}", issued=False, **about)
+        why = ending.error or "it was withdrawn"
+        return ProcessLost(f"{name} never left this machine: {why}", issued=False, **about)
     return ProcessFailed(f"{name} failed: {ending.text}{tail}", detail=ending.text, **about)
 
 
@@ -154,13 +167,16 @@ class ProcessCall:
             raise InvalidRequest(msg)
         self._used = True
         run = await self._begin()
+        ours = not run.started.done  # else it is a run that other handles have
         try:
             await run.started.wait()
         except BaseException:
             # Cancelled, or refused; for the latter there is nothing left to release. The core ends the process as
             # soon as it learns its id, so nothing needs to be waited for here.
-            self._session.release(run)
+            if ours:
+                self._session.forsake(run)
             raise
+        run.detached = False
         return Process(self._session, run)
 
 
@@ -174,8 +190,11 @@ class Process:
     def __init__(self, session: Session, run: Run) -> None:
         self._session = session
         self._run = run
+        self._told = False
+        self._collected = 0
+        self._tail = ""
         self.output: list[str] = []
-        """What ``result`` has collected of stdout and messages, as the official client does."""
+        """What ``result`` has collected of stdout and messages, as the official client does; of too much, the end."""
 
     def __repr__(self) -> str:
         ended = self._run.ended.done
@@ -220,9 +239,12 @@ class Process:
     def _value(self, ending: Ending) -> Any:
         if ending.kind is EndKind.RETURNED:
             return decode_value(ending.text)
+        self._raise_if_lost(ending)
+        raise ending_error(self._run, ending, output_tail=self._tail or ending.tail)
+
+    def _raise_if_lost(self, ending: Ending) -> None:
         if isinstance(ending.error, ConnectionLost):
             raise ending.error.with_traceback(None)
-        raise ending_error(self._run, ending)
 
     # --- events ----------------------------------------------------------------------------------------------------
 
@@ -235,16 +257,24 @@ class Process:
         Raises:
             anyio.EndOfStream: the last event was received before.
             ConnectionLost: the connection went away before the process ended.
+            ProcessLost: the engine lost sight of the process; how it ended is unknown.
             OutputOverflow: output was dropped here, since too much was unread; the events after it still come.
             anyio.BusyResourceError: another task is receiving.
 
         Cancellation: loses no event; receive again.
         """
         buffer = self._run.buffer
-        if buffer is None:
-            await self._run.ended.wait()
+        return await (self._recv_end() if buffer is None else buffer.get())
+
+    async def _recv_end(self) -> AnyEvent:
+        """Give the terminal event, which is all that is kept of a process whose output is not captured."""
+        ending = await self._run.ended.wait()
+        if self._told:
             raise EndOfStream
-        return await buffer.get()
+        if ending.error is not None:
+            raise ending.error.with_traceback(None)
+        self._told = True
+        return terminal_event(ending.kind, ending.text)
 
     def __aiter__(self) -> AsyncIterator[AnyEvent]:
         return self
@@ -264,19 +294,19 @@ class Process:
 
         Cancellation: has no effect on the process.
         """
-        ending = await self._run.ended.wait()
-        if isinstance(ending.error, ConnectionLost):
-            raise ending.error.with_traceback(None)
+        self._raise_if_lost(await self._run.ended.wait())
 
     async def result(self) -> Any:
         """Read the process to its end and give what it returned.
 
         The value is decoded JSON, or the text where it is not JSON, or None where the program returned nothing.
-        Stdout and messages on the way are collected in :attr:`output`.
+        Stdout and messages on the way are collected in :attr:`output`; output that was dropped, since nobody read it
+        before, does not matter to the result.
 
         Raises:
-            ProcessFailed: the program raised, or the engine failed it.
+            ProcessFailed: the program raised, or the engine failed it; ``output_tail`` has the last output.
             ProcessTerminated: it was terminated.
+            ProcessLost: the engine lost sight of it.
             ConnectionLost: the connection went away before the process ended.
 
         Cancellation: has no effect on the process; call again.
@@ -287,9 +317,23 @@ class Process:
                 kind, value = await buffer.get()
             except EndOfStream:
                 break
-            if kind is Event.Stdout or kind is Event.Message:
-                self.output.append(str(value))
+            except OutputOverflow:
+                continue
+            if kind in _TEXTS:
+                self._keep(kind, str(value))
         return self._value(await self._run.ended.wait())
+
+    def _keep(self, kind: Event, text: str) -> None:
+        """Collect one text; beyond what an unread process may hold, the oldest half makes way."""
+        if kind is not Event.Message:
+            self._tail = (self._tail + text[-_TAIL_CHARS:])[-_TAIL_CHARS:]
+        if kind is Event.Stderr:
+            return
+        self.output.append(text)
+        self._collected += len(text)
+        if self._collected > self._session.options.limits.process_buffer_bytes and len(self.output) > 1:
+            del self.output[: len(self.output) // 2]
+            self._collected = sum(map(len, self.output))
 
     async def collect(self) -> ProcessResult:
         """Read the process to its end and give everything that it sent.
@@ -309,7 +353,7 @@ class Process:
         ending = await self._run.ended.wait()
         stdout, stderr = "".join(texts["stdout"]), "".join(texts["stderr"])
         if ending.kind is not EndKind.RETURNED and not isinstance(ending.error, ConnectionLost):
-            raise ending_error(self._run, ending, output_tail=(stdout + stderr)[-2048:])
+            raise ending_error(self._run, ending, output_tail=(stdout + stderr)[-_TAIL_CHARS:])
         return ProcessResult(
             process_id=self.process_id,
             value=self._value(ending),

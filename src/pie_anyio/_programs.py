@@ -55,23 +55,37 @@ async def look_up_version(name: str, registry_url: str) -> str:
     """
     if "@" in name:
         return name
-    if urlsplit(registry_url).scheme not in ("http", "https"):
+    if not _is_http(registry_url):
         msg = f"a registry URL begins with http:// or https://, not {registry_url!r}"
         raise InvalidRequest(msg)
     url = f"{registry_url.rstrip('/')}/api/v1/inferlets/{quote(name, safe='')}"
     try:
         document = json.loads(await to_thread.run_sync(_fetch, url, abandon_on_cancel=True))
         number = document["versions"][0]["num"]
+        if not isinstance(number, str):
+            raise TypeError(f"the version is {number!r}")
     except (OSError, ValueError, KeyError, IndexError, TypeError) as exc:
         msg = f"resolve_version: {url} did not name a version of {name!r}: {exc}"
         raise EngineError(msg, request="resolve_version", detail=str(exc)) from exc
     return f"{name}@{number}"
 
 
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
+
+
 def _fetch(url: str) -> bytes:
     # Imported here: it costs a tenth of what importing the whole package does, and few programs use it.
-    from urllib.request import urlopen
+    from http.client import HTTPException  # noqa: PLC0415
+    from urllib.request import urlopen  # noqa: PLC0415
 
-    with urlopen(url, timeout=_REGISTRY_TIMEOUT) as answer:  # noqa: S310 - the scheme was checked
-        data: bytes = answer.read(_REGISTRY_BYTES)
+    try:
+        with urlopen(url, timeout=_REGISTRY_TIMEOUT) as answer:  # noqa: S310 - the scheme was checked
+            data: bytes = answer.read(_REGISTRY_BYTES)
+    except HTTPException as exc:
+        raise OSError(f"the answer is not HTTP: {exc!r}") from exc
     return data

@@ -38,8 +38,8 @@ class EventBuffer:
 
     __slots__ = (
         "_budget",
-        "_bytes",
         "_burst",
+        "_bytes",
         "_error",
         "_event",
         "_finished",
@@ -59,13 +59,19 @@ class EventBuffer:
         self.process_id: str | None = None
         self.dropped = 0
         self._bytes = 0
-        self._items: deque[AnyEvent | None] | None = None  # an empty deque takes 0.7 KiB; None marks an overflow
+        self._items: deque[AnyEvent | None] | None = (
+            None  # an empty deque takes 0.7 KiB; None marks an overflow
+        )
         self._event: Event | None = None
         self._error: BaseException | None = None
         self._finished = False
         self._overflowed = False
         self._waiting = False
         self._burst = _BURST
+
+    def __del__(self) -> None:
+        # What was left unread must not count against the other processes for ever.
+        self._budget.used -= self._bytes
 
     def __len__(self) -> int:
         return len(self._items) if self._items is not None else 0
@@ -76,11 +82,12 @@ class EventBuffer:
         return self._bytes
 
     def put(self, event: AnyEvent) -> None:
-        """Append one event, under the policy."""
+        """Append one event, under the policy; nothing where the stream has ended."""
+        if self._finished:
+            return
         size = len(event[1]) + _OVERHEAD
-        if self._overflowed or self._bytes + size > self._limit or self._budget.used + size > self._budget.limit:
-            if not self._make_room(size):
-                return
+        if (self._overflowed or self._is_too_much(size)) and not self._make_room(size):
+            return
         self._append(event, size)
 
     def finish(self, event: AnyEvent | None = None) -> None:
@@ -149,8 +156,9 @@ class EventBuffer:
             self._overflowed = False
             dropped, self.dropped = self.dropped, 0
             msg = (
-                f"process {self.process_id}: {dropped} events were dropped, since more than {self._limit} bytes of "
-                "output were unread; read faster, or raise Limits.process_buffer_bytes"
+                f"process {self.process_id}: {dropped} events were dropped, since too much output was unread; read "
+                f"faster, or raise Limits.process_buffer_bytes (now {self._limit}) or client_buffer_bytes (now "
+                f"{self._budget.limit})"
             )
             raise OutputOverflow(msg, process_id=self.process_id, dropped=dropped)
         size = len(event[1]) + _OVERHEAD
@@ -171,6 +179,9 @@ class EventBuffer:
             self._event.set()
             self._event = None
 
+    def _is_too_much(self, size: int) -> bool:
+        return self._bytes + size > self._limit or self._budget.used + size > self._budget.limit
+
     def _make_room(self, size: int) -> bool:
         self.dropped += 1
         if self.policy == "error":
@@ -181,7 +192,7 @@ class EventBuffer:
                 self._items.append(None)
                 self._wake()
             return False
-        while self._items and self._bytes + size > self._limit:
+        while self._items and self._is_too_much(size):
             self._forget_oldest(self._items)
         # A gap stands where the dropped events were: at the front.
         gap = Gap(Kind.Gap, "output was dropped: it was not read in time")

@@ -27,6 +27,11 @@ async def login_with_key(session: Session, username: str, signers: Sequence[Sign
 
     Cancellation: the connection may be logged in or not; call again.
     """
+    async with session.login_turn:
+        await _login_with_key(session, username, signers)
+
+
+async def _login_with_key(session: Session, username: str, signers: Sequence[Signer]) -> None:
     name = session.options.endpoint.name
     if session.is_logged_in:
         # On 0.4 the first name that is given stays. On 0.5 names mean nothing.
@@ -70,18 +75,35 @@ async def login_with_token(session: Session, token: str) -> None:
 
     Cancellation: the connection may be logged in or not; call again.
     """
-    if session.generation is None:
-        # A token must not go to an engine that has no use for it. An empty proof changes nothing on either
-        # generation, and 0.5 gives itself away by its answer. Silence means an engine that is neither.
-        with move_on_after(_PROBE_SECONDS):
-            await session.ask(AuthProve(""))
-    if session.generation is not None and not CAPABILITIES[session.generation].token_login:
-        raise UnsupportedByEngine("auth_by_token", generation=session.generation, available_in=Generation.V04)
+    async with session.login_turn:
+        await _login_with_token(session, token)
+
+
+async def _login_with_token(session: Session, token: str) -> None:
+    generation = await _find_generation(session)
+    if not CAPABILITIES[generation].token_login:
+        raise UnsupportedByEngine("auth_by_token", generation=generation, available_in=Generation.V04)
     endpoint = session.options.endpoint
     if endpoint.tls is None and not endpoint.local:
-        text = f"a token is sent to {endpoint.name} over an unencrypted connection; use wss:// through a proxy"
-        warnings.warn(text, InsecureTransportWarning, stacklevel=4)
+        text = (
+            f"a token is sent to {endpoint.name} over an unencrypted connection; use wss:// through a proxy"
+        )
+        warnings.warn(text, InsecureTransportWarning, stacklevel=5)
     ok, result = await session.ask(AuthByToken(token))
     if not ok:
         msg = f"{endpoint.name} refused the token: {result}; it is made anew at each start of the engine"
         raise AuthenticationError(msg, url=endpoint.name)
+
+
+async def _find_generation(session: Session) -> Generation:
+    """Tell the generation before a token is sent, which must not go to an engine that has no use for it."""
+    if session.generation is None:
+        # An empty proof changes nothing on either generation, and 0.5 gives itself away by its answer.
+        with move_on_after(_PROBE_SECONDS):
+            await session.ask(AuthProve(""))
+    generation = session.link.protocol.generation
+    if generation is None:
+        name = session.options.endpoint.name
+        msg = f"{name} did not answer within {_PROBE_SECONDS:g} s; the token was not sent to it"
+        raise AuthenticationError(msg, url=name)
+    return generation

@@ -45,9 +45,9 @@ class Link:
         """End the connection for a reason found on this side of the core."""
         self.protocol.fail(reason)
         self.flush()
-        error = ConnectionLost(str(reason), issued=False)
-        self.bulk.fail(error)
-        self.requests.fail(error)
+        # Whoever waits to send a request has sent nothing; whoever waits to send more of a file has sent some of it.
+        self.requests.fail(ConnectionLost(str(reason), issued=False))
+        self.bulk.fail(ConnectionLost(str(reason), issued=True))
 
 
 async def read(link: Link) -> None:

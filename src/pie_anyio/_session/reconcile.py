@@ -35,7 +35,9 @@ class Reconciler:
         """Process ids, and how often in a row the engine did not list them."""
         self._active = False
 
-    def suspect(self, tasks: TaskGroup, shelter: Callable[[Callable[[], Awaitable[None]]], Coroutine[Any, Any, None]]) -> None:
+    def suspect(
+        self, tasks: TaskGroup, shelter: Callable[[Callable[[], Awaitable[None]]], Coroutine[Any, Any, None]]
+    ) -> None:
         """Suspect every process that is running now, and look into it in the background."""
         self._suspects.update(dict.fromkeys(self._session.registry.by_id, 0))
         if not self._active and self._suspects:
@@ -59,6 +61,8 @@ class Reconciler:
         if not ok:
             return
         listed = _listed_ids(result)
+        if listed is None:
+            return
         by_id = self._session.registry.by_id
         for process_id, missed in list(self._suspects.items()):
             if process_id not in by_id:
@@ -73,12 +77,12 @@ class Reconciler:
                 self._session.lose(by_id[process_id], _WHY)
 
 
-def _listed_ids(result: str) -> set[str]:
-    """Read the ids out of a ``list_processes`` answer, as far as it makes sense."""
+def _listed_ids(result: str) -> set[str] | None:
+    """Read the ids out of a ``list_processes`` answer; None where it makes no sense and so says nothing."""
     try:
         rows = json.loads(result)
     except (ValueError, RecursionError):
-        return set()
+        return None
     if not isinstance(rows, list):
-        return set()
+        return None
     return {row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)}

@@ -25,6 +25,8 @@ class EndKind(StrEnum):
     """The engine refused the launch: nothing was started."""
     WITHDRAWN = "withdrawn"
     """The launch never left this machine."""
+    DETACHED = "detached"
+    """It was left to itself, and the connection that told of it has ended."""
 
 
 @attrs.frozen(eq=False)
@@ -37,7 +39,7 @@ class Ending:
     tail: str = ""
     """The last of what an unread process printed."""
     error: Exception | None = None
-    """Set for ``REFUSED`` and ``LOST``."""
+    """Set for ``REFUSED``, ``LOST`` and ``DETACHED``."""
 
 
 @attrs.define(eq=False)
@@ -108,6 +110,8 @@ class Registry:
             return
         self.launching.discard(run)
         self.by_id.pop(run.process_id, None)
+        if ending.kind in (EndKind.REFUSED, EndKind.WITHDRAWN):
+            self._uncount(run)
         if ending.kind is EndKind.LOST:
             self._count(run)  # it may have started, even where its id never became known
             if run.released:
@@ -127,6 +131,12 @@ class Registry:
             run.counted = True
             self.started += 1
 
+    def _uncount(self, run: Run) -> None:
+        """Take back that a launch was counted which, as it turned out, started nothing."""
+        if run.counted:
+            run.counted = False
+            self.started -= 1
+
     def receipt(self) -> Receipt:
         """Give the account as it stands."""
         ended = self._ended
@@ -137,7 +147,7 @@ class Registry:
             returned=ended[EndKind.RETURNED],
             failed=ended[EndKind.FAILED],
             terminated=ended[EndKind.TERMINATED],
-            detached=detached,
+            detached=detached + ended[EndKind.DETACHED],
             lost=ended[EndKind.LOST],
             running=len(live) - detached,
             not_started=ended[EndKind.REFUSED] + ended[EndKind.WITHDRAWN],

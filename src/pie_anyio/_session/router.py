@@ -10,7 +10,7 @@ from typing import Final, cast
 from anyio import current_time
 
 from .._events import AnyEvent, Error, Event, Return
-from .._exceptions import ConnectionLost, PieError, RemoteProtocolError
+from .._exceptions import ConnectionLost, PieError, ProcessLost, RemoteProtocolError
 from .._flow.slots import ReplySlot
 from .._protocol import events as core
 from .._protocol.messages import McpRequest
@@ -69,12 +69,8 @@ class Router:
                 self._start_process(cast("Run", event.owner), event)
             case core.FirstOutput():
                 cast("Run", event.owner).first_output_at = current_time()
-            case core.ReplyReceived():
-                self._reply(event)
-            case core.ReplyDamaged():
-                self._fail_owner(event.owner, RemoteProtocolError(f"the engine's answer is damaged: {event.detail}"))
-            case core.RequestLost():
-                self._lose(event)
+            case core.ReplyReceived() | core.ReplyDamaged() | core.RequestLost():
+                self._answer(event)
             case core.NoticeReceived():
                 self._on_notice(event.text)
             case core.ToolRequested():
@@ -96,25 +92,51 @@ class Router:
         if kind is EndKind.FAILED and (text == SIGNAL or (run.terminating and text in ("cancelled", ""))):
             kind = EndKind.TERMINATED
         run.ended_at = current_time()
+        error: PieError | None = None
+        if kind is EndKind.LOST:
+            # Lost is not failed: whoever reads the events gets an exception and not an event of the program's.
+            why = text or "the engine no longer knows the process"
+            name = f"process {run.process_id} ({run.program})"
+            error = ProcessLost(f"{name} is lost: {why}", process_id=run.process_id, program=run.program)
         if run.buffer is not None:
-            run.buffer.finish(_terminal_event(kind, text))
-        error = RemoteProtocolError(text or "the engine no longer knows the process") if kind is EndKind.LOST else None
+            if error is None:
+                run.buffer.finish(terminal_event(kind, text))
+            else:
+                run.buffer.fail(error)
         self._registry.end(run, Ending(kind, text, event.tail, error))
+
+    def _answer(self, event: core.ReplyReceived | core.ReplyDamaged | core.RequestLost) -> None:
+        match event:
+            case core.ReplyReceived():
+                self._reply(event)
+            case core.ReplyDamaged():
+                self._fail_owner(
+                    event.owner, RemoteProtocolError(f"the engine's answer is damaged: {event.detail}")
+                )
+            case core.RequestLost():
+                self._lose(event)
 
     def _reply(self, event: core.ReplyReceived) -> None:
         owner = event.owner
         if isinstance(owner, Run):
             # Only refusals come this way: a launch that succeeds is reported as ProcessStarted.
-            error = engine_error("attach" if owner.attached else "launch", event.result, about=owner.program)
+            request = "attach_process" if owner.attached else "launch_process"
+            error = engine_error(request, event.result, about=owner.program)
             self._fail_owner(owner, error)
         elif isinstance(owner, ReplySlot):
             owner.set_result((event.ok, event.result))
 
     def _lose(self, event: core.RequestLost) -> None:
         if event.owner is not None:
-            text = "the connection was lost before the answer came"
-            text += "; the engine may have acted on it" if event.issued else "; nothing was sent, so it may be repeated"
-            self._fail_owner(event.owner, ConnectionLost(text, issued=event.issued, generation=self._generation))
+            hint = (
+                "the engine may have acted on it"
+                if event.issued
+                else "nothing was sent, so it may be repeated"
+            )
+            text = f"the connection was lost before the answer came: {event.reason}; {hint}"
+            error = ConnectionLost(text, issued=event.issued, generation=self._generation)
+            error.__cause__ = event.reason
+            self._fail_owner(event.owner, error)
 
     def _fail_owner(self, owner: object, error: PieError) -> None:
         """Give an error to whoever waits for an answer."""
@@ -138,13 +160,13 @@ class Router:
             run.ended_at = current_time()
             if run.buffer is not None:
                 run.buffer.fail(error)
-            if run.detached:
-                continue
-            self._registry.end(run, Ending(EndKind.LOST, str(reason), error=error))
+            kind = EndKind.DETACHED if run.detached else EndKind.LOST
+            self._registry.end(run, Ending(kind, str(reason), error=error))
         self.ended.set_result(reason)
 
 
-def _terminal_event(kind: EndKind, text: str) -> AnyEvent:
+def terminal_event(kind: EndKind, text: str) -> AnyEvent:
+    """Give the last event of a process."""
     return Return(Event.Return, text) if kind is EndKind.RETURNED else Error(Event.Error, text)
 
 

@@ -27,12 +27,12 @@ from .._flow.slots import Rejected, ReplySlot
 from .._flow.wake import HighWater, Wake
 from .._protocol.connection import ClientProtocol
 from .._protocol.messages import AttachProcess, AuthIdentify, LaunchProcess, McpRequest, Request
+from .._protocol.state import ConnectionState
 from .._transport.endpoint import Endpoint
 from .._transport.stream import Transport, open_transport
 from .._types import CAPABILITIES, Capabilities, CorrelationId, Generation, Keepalive, Limits
 from .pumps import Link, keep_alive, read, write
 from .reconcile import Reconciler
-from .refusals import is_busy
 from .registry import Ending, EndKind, Registry, Run
 from .router import Router, logger
 
@@ -69,7 +69,8 @@ class Session(AsyncContextManagerMixin):
         """Content hashes that are being sent: equal content takes turns."""
         self.username: str | None = None
         """The name of this connection on a 0.4 engine."""
-        self._login = Lock()
+        self.login_turn = Lock()
+        """Logins take turns: a second one would replace the challenge that the first is signing (0.4 section 4.1)."""
         self._link: Link | None = None
         self._tasks: TaskGroup | None = None
         self._pumps: list[CancelScope] = []
@@ -100,7 +101,10 @@ class Session(AsyncContextManagerMixin):
     async def _begin(self, tasks: TaskGroup, transport: Transport, deadline: float) -> None:
         """Start the pumps and wait for the end of the opening handshake."""
         options = self.options
-        headers = [(b"x-pie-identity", options.identity.encode()), (b"user-agent", options.user_agent.encode())]
+        headers = [
+            (b"x-pie-identity", options.identity.encode()),
+            (b"user-agent", options.user_agent.encode()),
+        ]
         protocol = ClientProtocol(
             host=options.endpoint.host,
             target=options.endpoint.target,
@@ -166,6 +170,8 @@ class Session(AsyncContextManagerMixin):
 
     async def _say_goodbye(self, link: Link) -> None:
         protocol = link.protocol
+        if protocol.state is ConnectionState.CONNECTING:
+            return  # the handshake failed or was given up: there is nobody to say anything to
         survives = protocol.generation is not None and CAPABILITIES[protocol.generation].survives_disconnect
         for run in self.registry.by_id.values():
             # Only runs that nobody scopes are left here, and that generation lets them run on.
@@ -200,6 +206,9 @@ class Session(AsyncContextManagerMixin):
             msg = f"there is no connection to {link.transport.name} any more: {reason}"
             cls = ConnectionClosed if isinstance(reason, ConnectionClosed) else ConnectionLost
             raise cls(msg, issued=False) from reason
+        if link.protocol.state is ConnectionState.CLOSING:
+            msg = f"the connection to {link.transport.name} is being closed, since the client's block is left"
+            raise ConnectionClosed(msg, issued=False)
         return link
 
     @property
@@ -230,7 +239,7 @@ class Session(AsyncContextManagerMixin):
         """
         if self.is_logged_in:
             return
-        async with self._login:
+        async with self.login_turn:
             if self.is_logged_in_now():
                 return
             username = self.options.identity.rpartition("/")[2]
@@ -265,7 +274,9 @@ class Session(AsyncContextManagerMixin):
         assert capabilities is not None
         if not getattr(capabilities, capability):
             able = [g for g, c in CAPABILITIES.items() if getattr(c, capability)]
-            raise UnsupportedByEngine(feature, generation=capabilities.generation, available_in=" or ".join(able))
+            raise UnsupportedByEngine(
+                feature, generation=capabilities.generation, available_in=" or ".join(able)
+            )
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -307,7 +318,11 @@ class Session(AsyncContextManagerMixin):
     # --- runs ------------------------------------------------------------------------------------------------------
 
     def start(
-        self, request: LaunchProcess | AttachProcess, *, quiet: bool = False, overflow: OverflowPolicy = "error"
+        self,
+        request: LaunchProcess | AttachProcess,
+        *,
+        quiet: bool = False,
+        overflow: OverflowPolicy = "error",
     ) -> Run:
         """Submit a launch or attach, synchronously; the caller owns the run from here on and must release it.
 
@@ -343,6 +358,21 @@ class Session(AsyncContextManagerMixin):
         if not run.ended.done:
             self.registry.note_unconfirmed(run)  # taken back by its end
 
+    def forsake(self, run: Run) -> None:
+        """Give up a launch or attach whose caller leaves before it has the answer. Synchronous and idempotent.
+
+        What was launched is ended. What was only to be attached to belongs to somebody else and goes on.
+        """
+        if not run.attached:
+            self.release(run)
+        elif not run.ended.done:
+            link = self._link
+            assert link is not None
+            run.detached = True
+            if not run.process_id and link.protocol.abandon(run.corr_id) == 0:
+                self.registry.end(run, Ending(EndKind.WITHDRAWN))
+            link.flush()
+
     async def confirm(self, run: Run, deadline: float) -> bool:
         """Wait for a released run to be seen to end, until a deadline on the loop's clock; else put it on record.
 
@@ -375,8 +405,11 @@ class Session(AsyncContextManagerMixin):
     def _on_notice(self, text: str) -> None:
         if text.startswith(ABORTED) and self._tasks is not None:
             self._reconciler.suspect(self._tasks, self._pump)
-        elif not is_busy(text):
-            logger.warning("the engine says: %s", text)
+        else:
+            # It names no request, so it is about one that is never answered: a signal, a piece of a file.
+            logger.warning(
+                "the engine refused a message, a signal or part of a file may not have arrived: %s", text
+            )
 
     def _on_tool(self, request: McpRequest) -> None:
         handler = self.tool_handler
@@ -395,6 +428,7 @@ def _several_failures(group: BaseExceptionGroup[BaseException]) -> Exception:
 
 def _handshake_error(exc: PieError, name: str) -> ConnectError:
     """Make the error of a connection that broke before the handshake was over."""
-    if isinstance(exc, ConnectError):
+    if isinstance(exc, ConnectError) and exc.status is not None:
         return ConnectError(f"could not connect to {name}: {exc}", url=name, status=exc.status, body=exc.body)
-    return ConnectError(f"could not connect to {name}: {exc}; is this the URL of a Pie engine?", url=name)
+    hint = "is this the URL of a Pie engine, and ws:// or wss:// as it should be?"
+    return ConnectError(f"could not connect to {name}: {exc}; {hint}", url=name)

@@ -11,18 +11,19 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import anyio
 import attrs
 import blake3
 from anyio import to_thread
 
-from .._exceptions import InvalidRequest, TransferError
+from .._exceptions import ConnectionLost, InvalidRequest, TransferError
 from .._flow.slots import ReplySlot
 from .._protocol.messages import CHUNK_BYTES, AddProgram, TransferFile
 from .._protocol.outbox import Lane
 from .._protocol.transfer import count_chunks
+from .pumps import Link
 from .refusals import engine_error
 from .session import Session
 
@@ -57,13 +58,14 @@ async def open_content(source: ContentLike) -> Content:
         data = bytes(source)
         if len(data) <= _INLINE_HASH:
             return Content(data, len(data), blake3.blake3(data).hexdigest())
-        digest = await to_thread.run_sync(lambda: blake3.blake3(data).hexdigest())
+        digest = await to_thread.run_sync(lambda: blake3.blake3(data).hexdigest(), abandon_on_cancel=True)
         return Content(data, len(data), digest)
-    path = Path(source).expanduser()
     try:
-        size, digest = await to_thread.run_sync(_hash_file, path)
-    except OSError as exc:
-        msg = f"cannot read {path}: {exc.strerror or exc}"
+        path = Path(source).expanduser()  # noqa: ASYNC240 - looks at the environment, not at the disk
+        size, digest = await to_thread.run_sync(_hash_file, path, abandon_on_cancel=True)
+    except (OSError, RuntimeError, TypeError, ValueError) as exc:
+        # Beside what a file system says: no home to expand ~ to, a NUL in the path, or no path at all.
+        msg = f"cannot read {source!r}: {getattr(exc, 'strerror', None) or exc}; give bytes, or the path of a file"
         raise InvalidRequest(msg) from exc
     return Content(path, size, digest)
 
@@ -85,9 +87,12 @@ class ChunkReader:
         self._file: anyio.AsyncFile[bytes] | None = None
         self._position = 0
 
-    async def __aenter__(self) -> ChunkReader:
+    async def __aenter__(self) -> Self:
         if isinstance(self._content.source, Path):
-            self._file = await anyio.open_file(self._content.source, "rb")
+            try:
+                self._file = await anyio.open_file(self._content.source, "rb")
+            except OSError as exc:
+                raise self._unreadable(exc) from exc
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -95,10 +100,18 @@ class ChunkReader:
             # Closing a file that was only read cannot block for long; a thread would need a shield.
             self._file.wrapped.close()
 
+    def _unreadable(self, exc: OSError) -> TransferError:
+        return TransferError(
+            f"{os.fsdecode(self._content.source)} can no longer be read: {exc.strerror or exc}"
+        )
+
     async def read(self) -> bytes:
         """Give the next chunk; empty at the end."""
         if self._file is not None:
-            return await self._file.read(CHUNK_BYTES)
+            try:
+                return await self._file.read(CHUNK_BYTES)
+            except OSError as exc:
+                raise self._unreadable(exc) from exc
         assert isinstance(self._content.source, bytes)
         piece = self._content.source[self._position : self._position + CHUNK_BYTES]
         self._position += len(piece)
@@ -149,12 +162,23 @@ async def _upload_once(session: Session, content: Content, manifest: str, force:
                 if not link.protocol.upload_chunk(corr_id, chunk):
                     break
                 link.flush()
-                await link.bulk.wait_below()
+                if not await _room(link, slot):
+                    break
         return await slot.wait()
     finally:
         if not slot.done:
             link.protocol.abandon(corr_id)
             link.flush()
+
+
+async def _room(link: Link, slot: ReplySlot[tuple[bool, str]]) -> bool:
+    """Wait until more of an upload may be queued; False where the slot has the end of it already."""
+    try:
+        await link.bulk.wait_below()
+    except ConnectionLost:
+        # The slot's own error knows whether any of it has left this machine.
+        return False
+    return not slot.done
 
 
 async def transfer(session: Session, process_id: str, content: Content) -> None:
@@ -181,7 +205,7 @@ async def transfer(session: Session, process_id: str, content: Content) -> None:
                     link.flush()
                     await link.bulk.wait_below()
         finally:
-            if 0 < sent < content.chunks and not link.router.ended.done:
+            if 0 < sent < content.chunks and link.protocol.is_open:
                 # A chunk out of order makes the engine forget the file; otherwise it would spoil the next one.
                 wrong = TransferFile(process_id, content.digest, content.chunks, content.chunks, b"")
                 link.protocol.notify(wrong, lane=Lane.BULK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ssl
 from typing import Final, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
 from anyio import Lock, TCPConnectable, UNIXConnectable, aclose_forcefully
@@ -100,21 +100,16 @@ def parse_endpoint(url: EndpointLike, ssl_context: ssl.SSLContext | None = None)
             msg = "a ws+unix URL has three slashes and the path of the socket: ws+unix:///run/pie.sock"
             raise InvalidRequest(msg)
         return Endpoint(f"ws+unix://{path}", "localhost", DEFAULT_TARGET, UNIXConnectable(path), local=True)
-    if parts.scheme not in ("ws", "wss") or not host:
-        msg = (
-            f"not an engine URL: {_without_credentials(url)!r}. Expected ws://host:port, wss://host:port or "
-            "ws+unix:///path"
-        )
-        raise InvalidRequest(msg)
-    if parts.username or parts.password:
-        msg = "an engine URL cannot carry a user or password; use username=, key=, token= or identity="
-        raise InvalidRequest(msg)
+    _check_tcp(url, parts, port)
+    assert host is not None
     tls = None
     if parts.scheme == "wss":
         tls = ssl_context or ssl.create_default_context()
     number = port or (443 if tls else 80)
     shown = f"[{host}]" if ":" in host else host
-    target = (parts.path if parts.path.strip("/") else DEFAULT_TARGET) + (f"?{parts.query}" if parts.query else "")
+    target = (parts.path if parts.path.strip("/") else DEFAULT_TARGET) + (
+        f"?{parts.query}" if parts.query else ""
+    )
     return Endpoint(
         name=f"{parts.scheme}://{shown}:{number}{'' if target == DEFAULT_TARGET else parts.path}",
         host=f"{shown}:{number}",
@@ -124,6 +119,24 @@ def parse_endpoint(url: EndpointLike, ssl_context: ssl.SSLContext | None = None)
         tls_hostname=host,
         local=host in ("localhost", "::1") or host.startswith("127."),
     )
+
+
+def _check_tcp(url: str, parts: SplitResult, port: int | None) -> None:
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        msg = (
+            f"not an engine URL: {_without_credentials(url)!r}. Expected ws://host:port, wss://host:port or "
+            "ws+unix:///path"
+        )
+        raise InvalidRequest(msg)
+    if parts.username or parts.password:
+        msg = "an engine URL cannot carry a user or password; use username=, key=, token= or identity="
+        raise InvalidRequest(msg)
+    if port == 0:
+        msg = f"port 0 cannot be connected to: {url!r}"
+        raise InvalidRequest(msg)
+    if not (url.isascii() and url.isprintable()) or " " in url:
+        msg = f"an engine URL has only printable ASCII characters; percent-encode the others in {url!r}"
+        raise InvalidRequest(msg)
 
 
 def _without_credentials(url: str) -> str:

@@ -89,9 +89,10 @@ async def open_transport(endpoint: Endpoint, timeout: float) -> Transport:
         with fail_after(timeout):
             return Transport(await endpoint.connect(), endpoint.name)
     except TimeoutError as exc:
-        msg = f"could not connect to {endpoint.name} within {timeout:g} s; is the address right, and is a firewall in between?"
+        msg = f"could not connect to {endpoint.name} within {timeout:g} s; is the address right, or a firewall in between?"
         raise ConnectError(msg, url=endpoint.name) from exc
-    except (*_BACKEND_ERRORS, EndOfStream) as exc:
+    except (*_BACKEND_ERRORS, EndOfStream, UnicodeError) as exc:
+        # UnicodeError: what the name service says of a host name with an empty or overlong label.
         raise connect_error(endpoint, exc) from exc
 
 
@@ -102,7 +103,7 @@ def connect_error(endpoint: Endpoint, exc: BaseException) -> ConnectError:
         text = f"its certificate is not trusted ({cause.verify_message}); pass ssl_context= with the right CA"
     elif isinstance(cause, ssl.SSLError):
         text = f"the TLS handshake failed ({cause.reason or cause}); an engine itself speaks ws://, a proxy wss://"
-    elif isinstance(cause, socket.gaierror):
+    elif isinstance(cause, (socket.gaierror, UnicodeError)):
         text = "the host name is unknown"
     elif isinstance(cause, ConnectionRefusedError):
         text = "the connection was refused; is the engine running, and on this port?"
