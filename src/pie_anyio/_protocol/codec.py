@@ -48,7 +48,9 @@ def encode_request(request: Request, corr_id: int | None) -> bytes:
         raise InvalidRequest(msg) from exc
 
 
-def encode_message(message: Response | ProcessEvent | FileChunk | McpRequest, *, named_files: bool = False) -> bytes:
+def encode_message(
+    message: Response | ProcessEvent | FileChunk | McpRequest, *, named_files: bool = False
+) -> bytes:
     """Encode one engine message; ``named_files`` adds the ``name`` key of 0.5 to file chunks."""
     fields: Fields = {"type": message.type}
     for field in attrs.fields(type(message)):
@@ -69,7 +71,10 @@ def decode_fields(payload: Payload) -> Fields:
         value = cast("Any", exc).unpacked
     except UnicodeDecodeError:
         value = _decode_lenient(payload)
-    except (ValueError, TypeError) as exc:  # the base of every msgpack error; TypeError: an unhashable map key
+    except (
+        ValueError,
+        TypeError,
+    ) as exc:  # the base of every msgpack error; TypeError: an unhashable map key
         msg = f"not a MessagePack message: {type(exc).__name__}"
         raise DecodeError(msg, _salvage(payload)) from exc
     if type(value) is not dict:
@@ -92,7 +97,9 @@ def _decode_lenient(payload: Payload) -> object:
 def _salvage(payload: Payload) -> Fields:
     """Read key/value pairs until the damage begins."""
     fields: Fields = {}
-    unpacker = msgpack.Unpacker(strict_map_key=False, unicode_errors="replace", max_buffer_size=len(payload) or 1)
+    unpacker = msgpack.Unpacker(
+        strict_map_key=False, unicode_errors="replace", max_buffer_size=len(payload) or 1
+    )
     unpacker.feed(payload)
     try:
         for _ in range(unpacker.read_map_header()):
@@ -195,10 +202,13 @@ def _coerce(fields: Fields, field: attrs.Attribute[Any]) -> Any:
         raise DecodeError(msg)
     base = wanted.removesuffix("| None").strip()
     try:
-        return _COERCIONS[base](value)
+        coerced = _COERCIONS[base](value)
+        if base == "int" and coerced >> field.metadata.get("bits", 64):
+            raise ValueError
     except (ValueError, TypeError) as exc:
         msg = f"invalid type for `{field.name}`, expected {base}"
         raise DecodeError(msg) from exc
+    return coerced
 
 
 def _as_text(value: Any) -> str:
@@ -210,7 +220,7 @@ def _as_text(value: Any) -> str:
 
 
 def _as_unsigned(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**64:
+    if type(value) is not int or value < 0:
         raise TypeError
     return value
 

@@ -86,6 +86,7 @@ class ClientProtocol:
         self._downloads = Downloads(self.limits)
         self._events: list[core.CoreEvent] = []
         self._close: tuple[int, str] | None = None
+        self._close_sent = False
         self._ended = False
 
     # --- towards the stream ----------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class ClientProtocol:
     @property
     def wants_write(self) -> bool:
         """Whether ``data_to_send`` would give something."""
-        return bool(self._raw) or bool(self._outbox) or self._close is not None
+        return bool(self._raw) or self._ws.has_replies or bool(self._outbox) or self._close is not None
 
     @property
     def outbound_bytes(self) -> int:
@@ -112,6 +113,8 @@ class ClientProtocol:
 
     def data_to_send(self, max_bytes: int = 65536) -> bytes:
         """Frame queued messages, at least one and about ``max_bytes``; from here on they count as issued."""
+        # Answers to pings are taken here and not before: a peer that pings without reading gets one, not a queue.
+        self._raw += self._ws.take_replies()
         parts: list[bytes] = [bytes(self._raw)]
         size = len(self._raw)
         self._raw.clear()
@@ -127,6 +130,7 @@ class ClientProtocol:
         if self._close is not None and not self._outbox:
             parts.append(self._ws.close(*self._close))
             self._close = None
+            self._close_sent = True
         return b"".join(parts)
 
     def receive_data(self, data: bytes | None) -> None:
@@ -140,7 +144,6 @@ class ClientProtocol:
                 self._receive_message(item)  # type: ignore[arg-type]
             else:
                 self._receive_control(item)
-        self._raw += self._ws.take_replies()
         if data is None:
             self._end(self._eof_reason(), ConnectionTrigger.ENDED)
 
@@ -196,9 +199,10 @@ class ClientProtocol:
     def abandon(self, corr_id: CorrelationId) -> Abandoned:
         """Give up a request on behalf of its caller; what a late answer starts is ended by the core itself."""
         pending = self._requests.get(corr_id)
+        issued = pending is not None and pending.state is RequestState.ISSUED
         outcome = self._requests.abandon(corr_id, self._outbox)
-        if pending is not None and isinstance(pending.request, messages.AddProgram) and not self._ended:
-            self._reset_upload(pending, outcome)
+        if pending is not None and issued and isinstance(pending.request, messages.AddProgram):
+            self._reset_upload(pending.corr_id, pending.request)
         self._tidy_waiting_room()
         return outcome
 
@@ -209,7 +213,7 @@ class ClientProtocol:
             return
         record.advance(ProcessTrigger.RELEASE)
         self._downloads.forget(process_id)
-        if not self._ended:
+        if not self._close_sent:
             self._terminate(process_id)
 
     def detach(self, process_id: str) -> None:
@@ -225,8 +229,14 @@ class ClientProtocol:
             self._end_process(record, ProcessTrigger.GONE, why)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Take nothing new and send a close frame behind what is queued. Idempotent."""
+        """Take nothing new and send a close frame behind what is queued. Idempotent.
+
+        Before the handshake is over there is nothing that a close frame could be sent on: it ends the connection.
+        """
         before = self.state
+        if before is ConnectionState.CONNECTING:
+            self._end(ConnectionClosed("the connection was closed by this side"), ConnectionTrigger.CLOSE)
+            return
         self.state = advance(CONNECTION, self.state, ConnectionTrigger.CLOSE)
         if before in (ConnectionState.AUTHENTICATING, ConnectionState.OPEN):
             self._close = (code, reason)
@@ -246,7 +256,11 @@ class ClientProtocol:
         if self.state is ConnectionState.AUTHENTICATING:
             msg = f"{request.type}: log in first; an engine silently drops requests before that"
             raise LocalProtocolError(msg)
-        if self.state is ConnectionState.CLOSING and request.type == "terminate_process":
+        if (
+            self.state is ConnectionState.CLOSING
+            and request.type == "terminate_process"
+            and not self._close_sent
+        ):
             return
         msg = f"{request.type}: the connection is {self.state.name.lower()}"
         raise LocalProtocolError(msg)
@@ -257,8 +271,8 @@ class ClientProtocol:
         allowed = CAPABILITIES[generation].max_request_bytes
         if len(payload) > allowed:
             msg = (
-                f"{request.type}: a message of {len(payload)} bytes; an engine of generation {generation} takes at most "
-                f"{allowed}. Send large inputs as a file (transfer_file) instead"
+                f"{request.type}: a message of {len(payload)} bytes; an engine of generation {generation} takes "
+                f"at most {allowed}. Send large inputs as a file (transfer_file) instead"
             )
             raise InvalidRequest(msg)
         return self._outbox.add(lane, payload, corr_id)
@@ -269,16 +283,19 @@ class ClientProtocol:
         entry = self._outbox.add(Lane.CONTROL, codec.encode_request(request, corr_id), corr_id)
         self._requests.add(Pending(request, corr_id, None, False, [entry]))
 
-    def _reset_upload(self, pending: Pending, outcome: Abandoned) -> None:
+    def _reset_upload(self, corr_id: CorrelationId, chunk: messages.AddProgram) -> None:
         """Have the engine forget a half-sent upload: it is kept under its hash and would spoil the next one."""
-        chunk = pending.request
-        assert isinstance(chunk, messages.AddProgram)
-        if outcome is not Abandoned.AWAITING_REPLY or not chunk.total_chunks:
+        if self._close_sent:
             return
         wrong = messages.AddProgram(
-            chunk.program_hash, chunk.manifest, chunk.force_overwrite, chunk.total_chunks, chunk.total_chunks, b""
+            chunk.program_hash,
+            chunk.manifest,
+            chunk.force_overwrite,
+            chunk.total_chunks,
+            chunk.total_chunks,
+            b"",
         )
-        self._enqueue(wrong, pending.corr_id, Lane.CONTROL)
+        self._enqueue(wrong, corr_id, Lane.CONTROL)
 
     # --- receiving -------------------------------------------------------------------------------------------------
 
@@ -311,7 +328,8 @@ class ClientProtocol:
             case wire.UpgradeRefused():
                 self._end(refusal_error(item), ConnectionTrigger.ERROR)
             case wire.CloseReceived():
-                text = f"the connection was closed{self._because()} (code {item.code}{', ' * bool(item.reason)}{item.reason})"
+                detail = f"code {item.code}, {item.reason}" if item.reason else f"code {item.code}"
+                text = f"the connection was closed{self._because()} ({detail})"
                 self._end(ConnectionClosed(text, code=item.code, reason=item.reason), ConnectionTrigger.ENDED)
             case wire.Broken():
                 self._end(item.error, ConnectionTrigger.ERROR)
@@ -341,14 +359,17 @@ class ClientProtocol:
         if record.state is ProcessState.ZOMBIE:
             return
         if record.quiet:
-            if not record.seen_output:
-                record.seen_output = True
-                self._events.append(core.FirstOutput(record.owner))
+            self._note_output(record)
             if output[1] is not Event.Message:
                 record.keep_tail(value)
             return
         event = _new(output[0], (output[1], value))
         self._events.append(_new(core.ProcessOutput, (record.owner, event, size)))
+
+    def _note_output(self, record: ProcessRecord) -> None:
+        if not record.seen_output:
+            record.seen_output = True
+            self._events.append(core.FirstOutput(record.owner))
 
     def _receive_orphan(self, process_id: str, fields: codec.Fields, size: int) -> None:
         if self._requests.claiming:
@@ -363,18 +384,16 @@ class ClientProtocol:
             return
         abandoned = pending.state is RequestState.ABANDONED
         pending.advance(RequestTrigger.REPLY)
-        for entry in pending.entries:
-            self._outbox.withdraw(entry)
         kind = pending.request.type
         if kind in _LOGINS:
             self._read_login(kind, response)
         if pending.claims_process and response.ok:
             self._start_process(pending, response.result, abandoned)
         elif kind == "terminate_process" and not response.ok and pending.owner is None:
-            self._note_gone(pending)
+            self._note_gone(pending, response.result)
         elif not abandoned or pending.claims_process:
             self._events.append(core.ReplyReceived(pending.owner, response.ok, response.result))
-        self._requests.settle(pending)
+        self._requests.settle(pending, self._outbox)
         self._tidy_waiting_room()
 
     def _read_login(self, kind: str, response: messages.Response) -> None:
@@ -385,7 +404,9 @@ class ClientProtocol:
 
     def _start_process(self, pending: Pending, result: str, abandoned: bool) -> None:
         attaching = isinstance(pending.request, messages.AttachProcess)
-        process_id = pending.request.process_id if isinstance(pending.request, messages.AttachProcess) else result
+        process_id = (
+            pending.request.process_id if isinstance(pending.request, messages.AttachProcess) else result
+        )
         if not process_id or process_id in self._processes.live:
             detail = f"the engine gave the process id {process_id!r}, which is not a new one"
             self._events.append(core.ReplyDamaged(pending.owner, detail))
@@ -410,8 +431,10 @@ class ClientProtocol:
         elif fields.get("process_id") in self._processes.live:
             self._receive_output(fields, len(fields["value"]))
 
-    def _note_gone(self, pending: Pending) -> None:
-        """The engine refused one of our own terminates: the process had ended before."""
+    def _note_gone(self, pending: Pending, result: str) -> None:
+        """The engine refused one of our own terminates, mostly because the process had ended before."""
+        if not result.startswith(messages.GONE):
+            return  # it may run on: whoever waits for its end is not told otherwise
         request = pending.request
         assert isinstance(request, messages.TerminateProcess)
         record = self._processes.live.get(request.process_id)
@@ -422,7 +445,9 @@ class ClientProtocol:
         record.advance(trigger)
         self._processes.finish(record)
         self._downloads.forget(record.process_id)
-        self._events.append(core.ProcessEnded(record.owner, record.process_id, record.state, text, record.tail))
+        self._events.append(
+            core.ProcessEnded(record.owner, record.process_id, record.state, text, record.tail)
+        )
 
     def _receive_file(self, fields: codec.Fields, size: int) -> None:
         chunk = codec.read_file_chunk(fields)
@@ -430,7 +455,10 @@ class ClientProtocol:
         if record is None:
             self._receive_orphan(chunk.process_id, fields, size)
             return
-        if record.quiet or record.state is ProcessState.ZOMBIE:
+        if record.state is ProcessState.ZOMBIE:
+            return
+        if record.quiet:
+            self._note_output(record)
             return
         try:
             content = self._downloads.add(chunk)
@@ -447,7 +475,11 @@ class ClientProtocol:
             notice = json.loads(text)
         except (ValueError, RecursionError):
             notice = None
-        if isinstance(notice, dict) and notice.get("type") == "error" and isinstance(notice.get("message"), str):
+        if (
+            isinstance(notice, dict)
+            and notice.get("type") == "error"
+            and isinstance(notice.get("message"), str)
+        ):
             self.last_notice = notice["message"][:500]
             self._events.append(core.NoticeReceived(self.last_notice))
         elif not (isinstance(notice, dict) and notice.get("type") == "turn_done"):
@@ -462,7 +494,7 @@ class ClientProtocol:
             pending = self._requests.get(corr_id)
             if pending is not None:
                 pending.advance(RequestTrigger.REPLY)
-                self._requests.settle(pending)
+                self._requests.settle(pending, self._outbox)
                 self._events.append(core.ReplyDamaged(pending.owner, str(exc)))
         elif fields.get("type") == "process_event" and fields.get("event") in ("return", "error"):
             process_id = fields.get("process_id")
@@ -500,16 +532,17 @@ class ClientProtocol:
         self.state = advance(CONNECTION, self.state, trigger)
         self._outbox.clear()
         self._close = None
-        self._settle_all(self._requests.drain())
-        self._processes.live.clear()
+        self._settle_all(self._requests.drain(), reason)
+        self._processes.lose_all()
         self._processes.close_waiting_room()
+        self._downloads.clear()
         self._events.append(core.ConnectionEnded(reason))
 
-    def _settle_all(self, left: Iterable[Pending]) -> None:
+    def _settle_all(self, left: Iterable[Pending], reason: PieError) -> None:
         for pending in left:
             issued = pending.state is not RequestState.QUEUED
             pending.advance(RequestTrigger.CONNECTION_ENDED)
-            self._events.append(core.RequestLost(pending.owner, issued))
+            self._events.append(core.RequestLost(pending.owner, issued, reason))
 
 
 def refusal_error(refused: wire.UpgradeRefused) -> ConnectError:

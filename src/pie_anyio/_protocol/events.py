@@ -60,6 +60,7 @@ class RequestLost:
 
     owner: object
     issued: bool
+    reason: PieError
 
 
 @attrs.frozen
@@ -73,7 +74,10 @@ class ProcessStarted:
 
 @attrs.frozen
 class ProcessEnded:
-    """A process reached a terminal state. ``text`` is the value or the error; None where the engine only says "gone"."""
+    """A process reached a terminal state.
+
+    ``text`` is the value or the error; None where the engine only says that it knows no such process.
+    """
 
     owner: object
     process_id: str

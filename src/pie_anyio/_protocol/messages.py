@@ -137,7 +137,7 @@ class LaunchDaemon(Request):
     """Start an HTTP daemon on the engine's loopback interface (0.4)."""
 
     type: ClassVar[str] = "launch_daemon"
-    port: int
+    port: int = attrs.field(metadata={"bits": 32})
     inferlet: str
     input: str
 
@@ -297,3 +297,7 @@ NO_AUTH_LITERAL: Final = "Authenticated (Engine disabled authentication)"
 ALREADY_AUTHENTICATED: Final = "Already authenticated"
 AUTHENTICATED: Final = "Authenticated"
 CHALLENGE_BYTES: Final = 48
+
+# 0.5.2 refuses requests with these while it has no room; list_processes and terminate_process are let through.
+BUSY: Final = ("admission rejected", "no worker available", "gateway draining")
+GONE: Final = "Process not found"

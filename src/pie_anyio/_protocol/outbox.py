@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
+from typing import Final
 
 import attrs
+
+_SWEEP_AFTER: Final = 256
 
 
 class Lane(IntEnum):
@@ -34,9 +37,10 @@ class Entry:
 class Outbox:
     """Queued messages by lane, with exact byte counts."""
 
-    __slots__ = ("_lanes", "bulk_bytes", "queued_bytes")
+    __slots__ = ("_lanes", "_withdrawn", "bulk_bytes", "queued_bytes")
 
     def __init__(self) -> None:
+        self._withdrawn = 0
         self._lanes: tuple[deque[Entry], deque[Entry], deque[Entry]] = (deque(), deque(), deque())
         self.queued_bytes = 0
         self.bulk_bytes = 0
@@ -57,6 +61,9 @@ class Outbox:
             return False
         self._count(entry.lane, -len(entry.payload))
         entry.payload = None  # its place in the lane is skipped later, which is cheaper than searching for it
+        self._withdrawn += 1
+        if self._withdrawn > _SWEEP_AFTER and self._withdrawn * 2 > sum(map(len, self._lanes)):
+            self._sweep()
         return True
 
     def take(self) -> tuple[bytes, Entry] | None:
@@ -69,6 +76,7 @@ class Outbox:
                     entry.payload = None
                     self._count(entry.lane, -len(payload))
                     return payload, entry
+                self._withdrawn -= 1
         return None
 
     def clear(self) -> None:
@@ -77,7 +85,15 @@ class Outbox:
             for entry in lane:
                 entry.payload = None
             lane.clear()
-        self.queued_bytes = self.bulk_bytes = 0
+        self.queued_bytes = self.bulk_bytes = self._withdrawn = 0
+
+    def _sweep(self) -> None:
+        """Give up the places of withdrawn entries: nothing may be taken for hours while the socket is stuck."""
+        for lane in self._lanes:
+            kept = [entry for entry in lane if entry.payload is not None]
+            lane.clear()
+            lane.extend(kept)
+        self._withdrawn = 0
 
     def _count(self, lane: Lane, size: int) -> None:
         self.queued_bytes += size

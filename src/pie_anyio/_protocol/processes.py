@@ -67,6 +67,12 @@ class ProcessTable:
         if len(self._finished) > _FINISHED_IDS:
             self._finished.popitem(last=False)
 
+    def lose_all(self) -> None:
+        """Forget every live process: the connection ended."""
+        for record in self.live.values():
+            record.advance(ProcessTrigger.CONNECTION_ENDED)
+        self.live.clear()
+
     def keep_orphan(self, process_id: str, fields: dict[str, object], size: int) -> None:
         """Put an event of an unknown process into the waiting room; beyond its limits the oldest makes way."""
         if process_id in self._finished:
@@ -74,7 +80,9 @@ class ProcessTable:
             return
         self._orphans.append(_Orphan(process_id, fields, size))
         self._orphan_bytes += size
-        while len(self._orphans) > self._limits.orphan_events or self._orphan_bytes > self._limits.orphan_bytes:
+        while (
+            len(self._orphans) > self._limits.orphan_events or self._orphan_bytes > self._limits.orphan_bytes
+        ):
             self._orphan_bytes -= self._orphans.popleft().size
             self.dropped_orphans += 1
 

@@ -41,6 +41,11 @@ class Pending:
         """Whether an answer may make a new process known."""
         return isinstance(self.request, (LaunchProcess, AttachProcess))
 
+    def withdraw(self, outbox: Outbox) -> None:
+        """Take back what has not been sent."""
+        for entry in self.entries:
+            outbox.withdraw(entry)
+
     def advance(self, trigger: RequestTrigger) -> None:
         """Move to the state that the table gives."""
         self.state = advance(REQUEST, self.state, trigger)
@@ -76,8 +81,9 @@ class RequestTable:
         """Look a request up."""
         return self._pending.get(corr_id)
 
-    def settle(self, pending: Pending) -> None:
-        """Forget a request that needs no further attention."""
+    def settle(self, pending: Pending, outbox: Outbox) -> None:
+        """Forget a request that needs no further attention, with what is still queued of it."""
+        pending.withdraw(outbox)
         del self._pending[pending.corr_id]
         self.claiming -= pending.claims_process
 
@@ -87,11 +93,10 @@ class RequestTable:
         if pending is None:
             return Abandoned.ALREADY_RESOLVED
         pending.advance(RequestTrigger.ABANDON)
-        for entry in pending.entries:
-            outbox.withdraw(entry)
         if pending.state is RequestState.WITHDRAWN:
-            self.settle(pending)
+            self.settle(pending, outbox)
             return Abandoned.WITHDRAWN
+        pending.withdraw(outbox)
         return Abandoned.AWAITING_REPLY
 
     def drain(self) -> list[Pending]:

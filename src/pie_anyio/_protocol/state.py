@@ -97,7 +97,12 @@ class ProcessTrigger(IntEnum):
 
 _C, _CT = ConnectionState, ConnectionTrigger
 CONNECTION: Final[dict[ConnectionState, dict[ConnectionTrigger, ConnectionState]]] = {
-    _C.CONNECTING: {_CT.UPGRADED: _C.AUTHENTICATING, _CT.CLOSE: _C.CLOSED, _CT.ENDED: _C.FAILED, _CT.ERROR: _C.FAILED},
+    _C.CONNECTING: {
+        _CT.UPGRADED: _C.AUTHENTICATING,
+        _CT.CLOSE: _C.CLOSED,
+        _CT.ENDED: _C.FAILED,
+        _CT.ERROR: _C.FAILED,
+    },
     _C.AUTHENTICATING: {
         _CT.AUTHENTICATED: _C.OPEN,
         _CT.CLOSE: _C.CLOSING,
@@ -106,7 +111,12 @@ CONNECTION: Final[dict[ConnectionState, dict[ConnectionTrigger, ConnectionState]
     },
     # A second login on an open connection is answered, and changes nothing.
     _C.OPEN: {_CT.AUTHENTICATED: _C.OPEN, _CT.CLOSE: _C.CLOSING, _CT.ENDED: _C.CLOSED, _CT.ERROR: _C.FAILED},
-    _C.CLOSING: {_CT.AUTHENTICATED: _C.CLOSING, _CT.CLOSE: _C.CLOSING, _CT.ENDED: _C.CLOSED, _CT.ERROR: _C.FAILED},
+    _C.CLOSING: {
+        _CT.AUTHENTICATED: _C.CLOSING,
+        _CT.CLOSE: _C.CLOSING,
+        _CT.ENDED: _C.CLOSED,
+        _CT.ERROR: _C.FAILED,
+    },
     _C.CLOSED: {_CT.CLOSE: _C.CLOSED, _CT.ENDED: _C.CLOSED},
     _C.FAILED: {_CT.CLOSE: _C.FAILED, _CT.ENDED: _C.FAILED, _CT.ERROR: _C.FAILED},
 }
@@ -126,7 +136,13 @@ REQUEST: Final[dict[RequestState, dict[RequestTrigger, RequestState]]] = {
         _RT.ABANDON: _R.ABANDONED,
         _RT.CONNECTION_ENDED: _R.LOST,
     },
-    _R.ABANDONED: {_RT.REPLY: _R.RESOLVED, _RT.ABANDON: _R.ABANDONED, _RT.CONNECTION_ENDED: _R.LOST},
+    _R.ABANDONED: {
+        # The message that resets a half-sent upload carries the id of the upload.
+        _RT.TAKEN: _R.ABANDONED,
+        _RT.REPLY: _R.RESOLVED,
+        _RT.ABANDON: _R.ABANDONED,
+        _RT.CONNECTION_ENDED: _R.LOST,
+    },
     _R.RESOLVED: {_RT.ABANDON: _R.RESOLVED},
     _R.WITHDRAWN: {_RT.ABANDON: _R.WITHDRAWN},
     _R.LOST: {_RT.ABANDON: _R.LOST},

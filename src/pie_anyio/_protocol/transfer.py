@@ -83,6 +83,11 @@ class Downloads:
         for key in [key for key in self._open if key[0] == process_id]:
             self._discard(key)
 
+    def clear(self) -> None:
+        """Drop everything that is unfinished."""
+        self._open.clear()
+        self._bytes = 0
+
     def _begin(self, key: tuple[str, str], chunk: FileChunk) -> _Download:
         if chunk.total_chunks < 1 or chunk.total_chunks > count_chunks(self._limits.download_bytes):
             msg = f"a file of {chunk.total_chunks} chunks exceeds the limit of {self._limits.download_bytes} bytes"

@@ -80,12 +80,20 @@ class Broken:
 
 
 Item: TypeAlias = (
-    bytes | memoryview | UpgradeRequested | Upgraded | UpgradeRefused | TextReceived | PongReceived | CloseReceived | Broken
+    bytes
+    | memoryview
+    | UpgradeRequested
+    | Upgraded
+    | UpgradeRefused
+    | TextReceived
+    | PongReceived
+    | CloseReceived
+    | Broken
 )
 """What comes out: ``bytes`` and ``memoryview`` are complete binary messages."""
 
 
-def mask(payload: bytes, key: bytes) -> bytes:
+def mask(payload: bytes | memoryview, key: bytes) -> bytes:
     """XOR a payload with a four-byte key, without a Python-level loop over its bytes."""
     size = len(payload)
     pad = (key * ((size >> 2) + 1))[:size]
@@ -113,15 +121,18 @@ class WebSocket:
         self._upgraded = False
         self._dead = False
         self._handshake = bytearray()
+        self._requested = False  # engine's side: the upgrade was asked for, and is not answered yet
         self._refusal: tuple[int, bytearray] | None = None
         # Bytes of a frame that is not complete yet, and how many are needed before looking again.
         self._chunks: list[bytes] = []
         self._have = 0
         self._need = 2
         self._slow_left = 0  # bytes of the current frame that still go to wsproto
-        self._fragments: list[bytes | str] = []
-        self._fragments_size = 0
-        self._reply = bytearray()
+        self._message = bytearray()  # what has come of a message that goes through wsproto; text as UTF-8
+        self._message_size = 0  # the same as announced by the frame headers
+        self._fragmented = False
+        self._pong = b""
+        self._close_reply = b""
 
     # --- inbound ---------------------------------------------------------------------------------------------------
 
@@ -159,7 +170,7 @@ class WebSocket:
     def _parse(self, data: bytes, out: list[Item]) -> int:
         """Walk over the frames in ``data``; give the position of the first byte that is kept for later."""
         position, size = 0, len(data)
-        first_masked = 0 if self._client else 0x80
+        masked, key_size = (0, 0) if self._client else (0x80, 4)
         while not self._dead:
             if self._slow_left:
                 position = self._feed_slow(data, position, out)
@@ -181,10 +192,9 @@ class WebSocket:
                 length = int.from_bytes(data[start : start + width], "big")
                 start += width
                 minimal = length > (125 if width == 2 else 0xFFFF)
-            if not self._client:
-                start += 4
+            start += key_size
             end = start + length
-            if data[position] != _BINARY or self._fragments or second & 0x80 != first_masked or not minimal:
+            if data[position] != _BINARY or self._fragmented or second & 0x80 != masked or not minimal:
                 self._slow_left = self._begin_slow(data[position], second, length, end - position, out)
                 continue
             if length > self._frame_cap:
@@ -193,21 +203,20 @@ class WebSocket:
             if end > size:
                 self._need = end - position
                 break
-            if self._client:
-                out.append(data[start:end] if length < _LARGE else memoryview(data)[start:end])
-            else:
-                out.append(mask(data[start:end], data[start - 4 : start]))
+            payload = data[start:end] if length < _LARGE else memoryview(data)[start:end]
+            out.append(mask(payload, data[start - 4 : start]) if masked else payload)
             position = end
         return position
 
     def _begin_slow(self, first: int, second: int, length: int, total: int, out: list[Item]) -> int:
         """Decide how many bytes of the frame go to wsproto; a frame that it must refuse is given up to its header."""
         control = bool(first & 0x08)
-        if not control and (self._fragments_size + length > self._cap or length > self._frame_cap):
-            self._fail(f"a message of more than {self._cap} bytes exceeds the limit", 1009, out)
-            return 0
-        if not control and not first & 0x80 and not self._fragments:
-            self._fragments.append(b"")  # marks the message as open; joined away later
+        if not control:
+            self._message_size += length
+            if self._message_size > self._cap or length > self._frame_cap:
+                self._fail(f"a message of more than {self._cap} bytes exceeds the limit", 1009, out)
+                return 0
+            self._fragmented = self._fragmented or not first & 0x80
         if bool(second & 0x80) == self._client:
             return total + (4 if self._client else -4)  # wrongly masked: wsproto raises at the header
         return total
@@ -224,39 +233,38 @@ class WebSocket:
         match event:
             case ws.Message():
                 self._assemble(event, out)
-            case ws.Ping():
-                self._reply += self._ws.send(event.response())
+            case ws.Ping() if self._ws.state is WsState.OPEN:
+                # Only the newest needs an answer (RFC 6455, section 5.5.3), so a flood of pings takes no memory.
+                self._pong = self._ws.send(event.response())
             case ws.Pong():
                 out.append(PongReceived(bytes(event.payload)))
             case ws.CloseConnection():
-                # wsproto disguises a parse failure as a close event and stays OPEN; a real close moves its state.
-                if self._ws.state is WsState.OPEN:
+                # wsproto disguises a parse failure as a close event and keeps its state; a real close moves it.
+                if self._ws.state in (WsState.OPEN, WsState.LOCAL_CLOSING):
                     self._fail(event.reason or "malformed WebSocket frame", event.code, out)
                     return
                 if self._ws.state is WsState.REMOTE_CLOSING:
-                    self._reply += self._ws.send(event.response())
+                    self._close_reply = self._ws.send(event.response())
                 self._dead = True
                 out.append(CloseReceived(int(event.code), event.reason or ""))
-            case _:  # pragma: no cover - wsproto has no other event after the handshake
+            case _:  # a ping behind our own close frame; wsproto has no other event after the handshake
                 pass
 
     def _assemble(self, event: ws.Message[Any], out: list[Item]) -> None:
-        self._fragments.append(event.data)
-        self._fragments_size += len(event.data)
-        if not event.message_finished:
-            return
-        if isinstance(event, ws.TextMessage):
-            out.append(TextReceived("".join(part for part in self._fragments if isinstance(part, str))))
-        else:
-            out.append(b"".join(part for part in self._fragments if isinstance(part, (bytes, bytearray))))
-        self._fragments = []
-        self._fragments_size = 0
+        # One buffer, not a list of parts: a message may come in as many parts as it has bytes.
+        text = isinstance(event, ws.TextMessage)
+        self._message += event.data.encode() if text else event.data
+        if event.message_finished:
+            out.append(TextReceived(self._message.decode()) if text else bytes(self._message))
+            self._message = bytearray()
+            self._message_size = 0
+            self._fragmented = False
 
     def _fail(self, message: str, code: int, out: list[Item]) -> None:
         self._dead = True
         self._slow_left = 0
         try:
-            self._reply += self._ws.send(ws.CloseConnection(code=code, reason=message[:100]))
+            self._close_reply = self._ws.send(ws.CloseConnection(code=code, reason=message[:100]))
         except WsLocalError:
             pass  # our close frame has left already
         out.append(Broken(RemoteProtocolError(message, close_code=code)))
@@ -284,42 +292,56 @@ class WebSocket:
         if self._refusal is not None:
             self._feed_handshake(data, out)
             return None
+        if self._requested:
+            self._keep(data)
+            return None
         self._handshake += data
         cut = self._handshake.find(_HEADER_END)
-        if cut < 0 or cut > self._header_cap:
-            if len(self._handshake) > self._header_cap:
-                self._dead = True
-                out.append(Broken(RemoteProtocolError(f"handshake headers exceed the limit of {self._header_cap} bytes")))
+        size = cut + len(_HEADER_END) if cut >= 0 else len(self._handshake)
+        if size > self._header_cap:
+            self._dead = True
+            out.append(
+                Broken(RemoteProtocolError(f"handshake headers exceed the limit of {self._header_cap} bytes"))
+            )
             return None
-        head = bytes(self._handshake[: cut + len(_HEADER_END)])
-        rest = bytes(self._handshake[cut + len(_HEADER_END) :])
+        if cut < 0:
+            return None
+        head, rest = bytes(self._handshake[:size]), bytes(self._handshake[size:])
         self._handshake.clear()
         self._feed_handshake(head, out)
-        if self._refusal_begun() and rest:
-            self._feed_handshake(rest, out)
         if self._upgraded:
             return rest
-        if not self._client:
-            self._chunks, self._have = ([rest], len(rest)) if rest else ([], 0)
+        if self._client:
+            self._feed_handshake(rest, out)  # the body of a refusal
+        else:
+            self._keep(rest)
         return None
 
-    def _refusal_begun(self) -> bool:
-        return self._refusal is not None and not self._dead
+    def _keep(self, data: bytes) -> None:
+        """Keep what an eager client sends behind its request until the upgrade is answered."""
+        if data:
+            self._chunks.append(data)
+            self._have += len(data)
 
     def _feed_handshake(self, data: bytes, out: list[Item]) -> None:
+        if self._dead or not data:  # to the HTTP parser, no bytes would mean the end of the stream
+            return
         try:
             self._ws.receive_data(data)
             for event in self._ws.events():
                 self._take_handshake(event, out)
-        except WsRemoteError as exc:
+        except (WsRemoteError, ValueError) as exc:  # ValueError: header bytes that are not ASCII
             self._dead = True
             out.append(Broken(RemoteProtocolError(f"the handshake is not a WebSocket upgrade: {exc}")))
 
     def _take_handshake(self, event: ws.Event, out: list[Item]) -> None:
         match event:
             case ws.Request():
-                headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.extra_headers}
+                headers = {
+                    name.decode("latin-1"): value.decode("latin-1") for name, value in event.extra_headers
+                }
                 headers["host"] = event.host
+                self._requested = True
                 out.append(UpgradeRequested(event.target, headers))
             case ws.AcceptConnection():
                 self._upgraded = True
@@ -344,10 +366,15 @@ class WebSocket:
 
     # --- outbound --------------------------------------------------------------------------------------------------
 
+    @property
+    def has_replies(self) -> bool:
+        """Whether ``take_replies`` would give something."""
+        return bool(self._pong or self._close_reply)
+
     def take_replies(self) -> bytes:
-        """Give what the peer's control frames called for: pongs, and the answer to a close."""
-        data = bytes(self._reply)
-        self._reply.clear()
+        """Give what the peer's frames called for: the newest pong, the answer to a close, the close after a fault."""
+        data = self._pong + self._close_reply
+        self._pong = self._close_reply = b""
         return data
 
     def binary(self, payload: bytes) -> bytes:
