@@ -10,7 +10,7 @@ import attrs
 
 from .._exceptions import AuthenticationError
 from .._types import Generation
-from .messages import ALREADY_AUTHENTICATED, AUTHENTICATED, CHALLENGE_BYTES, NO_AUTH_LITERAL
+from .messages import ALREADY_AUTHENTICATED, AUTHENTICATED, BUSY, CHALLENGE_BYTES, NO_AUTH_LITERAL
 
 
 @attrs.frozen
@@ -36,7 +36,8 @@ def read_login_answer(request_type: str, ok: bool, result: str, known: Generatio
         # auth_prove is refused with this text by an engine that needs no login, and accepted by nobody.
         return LoginAnswer(True, known or Generation.V05)
     if not ok:
-        return LoginAnswer(False, known or Generation.V04)
+        # A refusal for lack of capacity says nothing about logins.
+        return LoginAnswer(False, known if result.startswith(BUSY) else known or Generation.V04)
     if request_type != "auth_identify" or result in (NO_AUTH_LITERAL, AUTHENTICATED):
         return LoginAnswer(True, known or Generation.V04)
     return LoginAnswer(False, known or Generation.V04, challenge=result)
