@@ -102,6 +102,12 @@ async def test_hold(profile: Any) -> None:
 async def test_several_holds() -> None:
     """Each holds its own kinds, and ends with its block."""
     async with running() as (engine, peer):
+        with engine.faults.hold("ping") as hold:
+            async with anyio.create_task_group() as task_group:
+                for _ in range(2):
+                    task_group.start_soon(hold.wait_for)
+                await anyio.wait_all_tasks_blocked()
+                await peer.post("ping")
         with engine.faults.hold("ping") as pings, engine.faults.hold("query", "list_processes") as others:
             await peer.post("list_processes")
             await others.wait_for(1)

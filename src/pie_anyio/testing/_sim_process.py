@@ -115,11 +115,10 @@ class SimulatedProcess:
 
     async def wait(self) -> tuple[str, str]:
         """Wait for the end and give the terminal event."""
-        if self._ended is None:
-            self._ended = Event()
-        if self.outcome is None:
+        await checkpoint()
+        while self.outcome is None:
+            self._ended = self._ended or Event()
             await self._ended.wait()
-        assert self.outcome is not None
         return self.outcome
 
     # --- output ----------------------------------------------------------------------------------------------------

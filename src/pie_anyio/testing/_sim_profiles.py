@@ -49,12 +49,6 @@ class Profile:
 
 
 PROFILES: Final[dict[str, Profile]] = {
-    "v04": Profile(
-        name="v04", generation=Generation.V04, on_disconnect=OnDisconnect.DETACH, answers_close=True
-    ),
-    "v04-faithful": Profile(
-        name="v04-faithful", generation=Generation.V04, on_disconnect=OnDisconnect.LEAK, drops_on_close=False
-    ),
     "v05": Profile(
         name="v05",
         generation=Generation.V05,
@@ -63,6 +57,12 @@ PROFILES: Final[dict[str, Profile]] = {
         attach_conflict="Cannot attach: already attached",
         verifies_program_hash=True,
         max_event_bytes=8_126_464,
+    ),
+    "v04": Profile(
+        name="v04", generation=Generation.V04, on_disconnect=OnDisconnect.DETACH, answers_close=True
+    ),
+    "v04-faithful": Profile(
+        name="v04-faithful", generation=Generation.V04, on_disconnect=OnDisconnect.LEAK, drops_on_close=False
     ),
 }
 

@@ -126,7 +126,7 @@ class Session:
             case core.PeerBroke():
                 if self.profile.drops_on_fault:
                     self.finishing = True
-            case core.Ended():
+            case _:  # Ended
                 self.drop()
 
     def _upgrade(self, event: wire.UpgradeRequested) -> None:
@@ -389,7 +389,7 @@ class Session:
                 for process in processes:
                     process.attachment = None
                 self.attached.clear()
-            case OnDisconnect.LEAK:
+            case _:  # LEAK
                 pass  # they stay bound to this session, and nobody can attach to them any more
 
 

@@ -38,9 +38,6 @@ class Assembler:
         self._max_bytes = max_bytes
         self._open: dict[str, _Upload] = {}
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     def add_program(self, chunk: AddProgram) -> Content | None:
         """Take a chunk of an upload; give the content where it was the last one.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import attrs
 import msgpack
 from anyio import Event
+from anyio.lowlevel import checkpoint
 
 from .._protocol.messages import FileChunk
 from ._sim_profiles import SATURATED
@@ -64,6 +65,7 @@ class Hold:
 
         Cancellation: nothing is lost.
         """
+        await checkpoint()
         while len(self._waiting) < count:
             if self._changed is None:
                 self._changed = Event()
@@ -246,7 +248,7 @@ class Faults:
                 return chunks[:-1]
             case FileDamage.OUT_OF_ORDER:
                 return reversed(chunks)
-            case None:
+            case _:
                 return chunks
 
 
