@@ -12,7 +12,7 @@ from ._exceptions import InvalidRequest, PieError
 OnError: TypeAlias = Literal["raise", "collect"] | int | float
 
 _UNSIZED_MINIMUM: Final = 20
-_KEPT_ERRORS: Final = 1000
+KEPT_ERRORS: Final = 1000
 
 
 @attrs.define
@@ -31,7 +31,7 @@ class FailurePolicy:
     failures: int = 0
     finished: int = 0
     exceeded: bool = False
-    errors: list[PieError] = attrs.Factory(list)
+    errors: list[PieError] = attrs.field(factory=list[PieError])
     """The first of them, for the exception that the map raises."""
 
     def note(self, error: PieError | None) -> bool:
@@ -39,7 +39,7 @@ class FailurePolicy:
         self.finished += 1
         if error is not None:
             self.failures += 1
-            if self.tolerance is not None and len(self.errors) < _KEPT_ERRORS:
+            if self.tolerance is not None and len(self.errors) < KEPT_ERRORS:
                 self.errors.append(error)
         if self.is_share and self.total is None and self.finished < _UNSIZED_MINIMUM:
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from anyio import Event
+from anyio import Event, Semaphore
 
 from ._outcomes import AnyOutcome
 
@@ -13,17 +13,17 @@ from ._outcomes import AnyOutcome
 class OutcomeQueue:
     """Outcomes that are finished and not yet taken.
 
-    ``bound`` is the number from which workers wait before they take another input; None never holds them up.
+    ``bound`` is how many there may be, with those that are still to come for inputs that were taken; None sets no
+    bound.
     """
 
     def __init__(self, *, ordered: bool, bound: int | None) -> None:
         self._ordered = ordered
-        self._bound = bound
+        self._room = None if bound is None else Semaphore(bound, fast_acquire=True)
         self._ready: deque[AnyOutcome] = deque()
         self._held: dict[int, AnyOutcome] = {}
         self._next_index = 0
         self._arrived: Event | None = None
-        self._room: Event | None = None
         self._finished = False
 
     def __len__(self) -> int:
@@ -48,15 +48,13 @@ class OutcomeQueue:
             self._ready.append(self._held.pop(index))
         self._wake_consumer()
 
-    async def wait_for_room(self) -> None:
-        """Wait while too many outcomes are unread. Does not checkpoint where there is room.
+    async def reserve(self) -> None:
+        """Wait for room for one more outcome, and keep it. Does not checkpoint where there is room.
 
-        Cancellation: has no effect.
+        Cancellation: nothing was kept.
         """
-        while self._bound is not None and len(self) >= self._bound:
-            if self._room is None:
-                self._room = Event()
-            await self._room.wait()
+        if self._room is not None:
+            await self._room.acquire()
 
     async def take(self) -> AnyOutcome | None:
         """Take the next outcome, or None where nothing more will come.
@@ -71,8 +69,7 @@ class OutcomeQueue:
             await self._arrived.wait()
         outcome = self._ready.popleft()
         if self._room is not None:
-            self._room.set()
-            self._room = None
+            self._room.release()
         return outcome
 
     def drain(self) -> list[AnyOutcome]:

@@ -1,99 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workers of a map: each takes an input, runs it to its end, and hands the outcome over.
+"""The tasks of a map: one that takes inputs, and one for each run, which hands over the outcome.
 
-A worker holds one unit of the limit from before its launch until the engine has confirmed the end of the run, so the
-engine never has more live runs of a map than ``limit``. Outcomes that nobody has taken yet are bounded too: workers
-wait before they take another input.
+A run holds one unit of the limit from before its launch until the engine has confirmed its end, so the engine never
+has more live runs of a map than ``limit``. An input is taken when there is a unit for it and room for its outcome.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 from anyio import CancelScope, create_task_group, current_time, sleep
 from anyio.abc import TaskGroup
 
-from ._exceptions import ConnectionLost, EngineBusy, LocalProtocolError, PieError, ProcessError, ProcessLost
+from ._exceptions import (
+    ConnectionLost,
+    EngineBusy,
+    LocalProtocolError,
+    PieError,
+    ProcessError,
+    ProcessLost,
+    SessionError,
+)
+from ._fleet import EndKind, Fleet, Run
 from ._flow.limits import AdaptiveLimit, Permit
+from ._flow.scopes import raise_single
+from ._inferlet import Inferlet
 from ._map_policy import FailurePolicy
 from ._map_queue import OutcomeQueue
 from ._map_source import Item, Source
 from ._outcomes import AnyOutcome, Failed, Lost, NotStarted, Returned, Terminated
 from ._process import Timings, ending_error, timings_of
-from ._protocol.messages import LaunchProcess
-from ._receipt import Receipt
-from ._session.registry import Ending, EndKind, Run
-from ._session.session import Session
 from ._transport.backoff import Backoff
-
-
-class Launcher(Protocol):
-    """Gives the session for the next run: a client, or a pool of them."""
-
-    async def pick(self) -> Session:
-        """Give a session that takes requests."""
-        ...
-
-    def put_back(self, session: Session) -> None:
-        """Note that a run on a picked session is over."""
-        ...
 
 
 @attrs.frozen(kw_only=True)
 class MapOptions:
     """What all runs of one map have in common."""
 
-    make_request: Callable[[Session, Item], LaunchProcess]
+    program: str | Inferlet[..., Any]
+    token_budget: int | Sequence[int | None] | None
+    """One for all, or one for each input."""
     decode: Callable[[str], Any]
-    stop_at_first: bool = False
+    stop_at_first: bool
     """The first success is all that is wanted."""
     admission_timeout: float
-    """Seconds without any progress after which a refusal for lack of capacity counts as a failure."""
+    """Seconds with no run under way after which a refusal for lack of capacity counts as a failure."""
     backoff: Backoff
 
 
 class MapRunner:
-    """Runs the items of one map and keeps its books."""
+    """Runs the items of one map."""
 
     def __init__(
         self,
-        launcher: Launcher,
+        fleet: Fleet,
         source: Source,
         limit: AdaptiveLimit,
         policy: FailurePolicy,
         outcomes: OutcomeQueue,
         options: MapOptions,
     ) -> None:
-        self._launcher = launcher
+        self.fleet = fleet
         self._source = source
-        self.limit = limit
+        self._limit = limit
         self.policy = policy
         self._outcomes = outcomes
         self._options = options
         self._scope = CancelScope()
-        self._workers = 0
-        self._deadline: float | None = None
         self._progressed_at = 0.0
         self.input_error: Exception | None = None
-        self._following = 0
-        self._ended: Counter[str] = Counter()
-        self._unconfirmed: dict[Run, None] = {}
 
     # --- the map as a whole ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run everything; returns when all items have ended, or all that had begun were stopped.
 
+        Raises:
+            PieError: no run can be had at all; it was not for lack of a connection.
+
         Cancellation: every live run is ended, within the grace period of the client.
         """
         self._progressed_at = current_time()
         try:
-            with self._scope:
+            with raise_single(several_failures), self._scope:
                 async with create_task_group() as tasks:
-                    self._spawn(tasks)
+                    await self._produce(tasks)
             self.policy.conclude()
         finally:
             self._outcomes.finish()
@@ -102,99 +95,81 @@ class MapRunner:
         """Take no more inputs and end what is running."""
         self._scope.cancel()
 
-    def _spawn(self, tasks: TaskGroup) -> None:
-        """Start one more worker, if the limit has use for it; each worker starts the next when it finds work."""
-        if self._workers < self.limit.maximum:
-            self._workers += 1
-            tasks.start_soon(self._work, tasks, name="pie-anyio map worker")
-
-    async def _work(self, tasks: TaskGroup) -> None:
-        permit = Permit(self.limit)
-        spawned = False
+    async def _produce(self, tasks: TaskGroup) -> None:
+        """Take the inputs, all in this one task: a generator may hold cancel scopes open, which belong to a task."""
         while True:
-            await self._outcomes.wait_for_room()
+            await self._outcomes.reserve()
+            permit = Permit(self._limit)
+            item = None
             try:
                 await permit.take()
-                item = await self._pull()
-                if item is None:
-                    return
-                if not spawned:
-                    spawned = True
-                    self._spawn(tasks)
-                outcome = await self._run_item(item, permit)
+                item = await self._pull(permit)
             finally:
-                permit.give_back()
-            self._hand_over(outcome)
+                if item is None:
+                    permit.give_back()
+            if item is None:
+                return
+            tasks.start_soon(self._work, item, permit, name="pie-anyio map run")
 
-    async def _pull(self) -> Item | None:
+    async def _pull(self, permit: Permit) -> Item | None:
         try:
-            return await self._source.pull()
-        except Exception as exc:
-            # The inputs broke: that is for the caller to see. Unless outcomes are collected, it stops the runs.
+            if not self._source.waits:
+                return await self._source.pull()
+            # An input that is long in coming must not hold up a refused run that is to be tried again.
+            permit.give_back()
+            item = await self._source.pull()
+            await permit.take()
+        except Exception as exc:  # noqa: BLE001 - the inputs broke, in their own way: that is for the caller to see
             self.input_error = exc
             if self.policy.tolerance == 0:
                 self.stop()
             return None
+        return item
 
     # --- one item --------------------------------------------------------------------------------------------------
 
+    async def _work(self, item: Item, permit: Permit) -> None:
+        try:
+            outcome = await self._run_item(item, permit)
+        finally:
+            permit.give_back()
+        self._hand_over(outcome)
+
     async def _run_item(self, item: Item, permit: Permit) -> AnyOutcome:
         """Run one item to its end, waiting out refusals for lack of capacity."""
+        options = self._options
+        budget = options.token_budget
+        if budget is not None and not isinstance(budget, int):
+            budget = budget[item.index]
         refusals = 0
         while True:
             try:
-                run, ending = await self._attempt(item)
+                run = await self.fleet.run(options.program, item.value, budget)
             except (ConnectionLost, LocalProtocolError) as exc:
                 return self._not_started(item, exc, refusals)
-            busy = isinstance(ending.error, EngineBusy)
-            if not busy or current_time() - self._progressed_at > self._options.admission_timeout:
-                return self._outcome(item, run, ending, refusals)
+            if not self._may_try_again(run):
+                return self._outcome(item, run, refusals)
             refusals += 1
-            self.limit.refused()
+            self.fleet.refusals += 1
+            self._limit.refused()
             permit.give_back()
-            await sleep(self._options.backoff.delay(refusals))
+            await sleep(options.backoff.delay(refusals))
             await permit.take()
 
-    async def _attempt(self, item: Item) -> tuple[Run, Ending]:
-        session = await self._launcher.pick()
-        try:
-            run = session.start(self._options.make_request(session, item), quiet=True)
-            return run, await self._follow(session, run)
-        finally:
-            self._launcher.put_back(session)
-
-    async def _follow(self, session: Session, run: Run) -> Ending:
-        """Wait for the end of a run; a worker that is cancelled ends it, in whatever state it is."""
-        self._following += 1
-        try:
-            return await run.ended.wait()
-        finally:
-            if not run.ended.done:
-                session.release(run)
-                self._unconfirmed[run] = None
-                if self._deadline is None:
-                    # Shared: a thousand cancelled workers together wait one grace period, not a thousand.
-                    self._deadline = session.grace_deadline()
-                await session.confirm(run, self._deadline)
-            self._following -= 1
-            if run.ending is not None:
-                self._note_ended(run, run.ending)
-
-    def _note_ended(self, run: Run, ending: Ending) -> None:
-        """Enter the end of a run into the books."""
-        if ending.kind is EndKind.LOST and run.released:
-            return  # told to end, and not seen to: it stays unconfirmed
-        self._unconfirmed.pop(run, None)
-        started = ending.kind not in (EndKind.REFUSED, EndKind.WITHDRAWN)
-        if started or not isinstance(ending.error, EngineBusy):
-            self._ended[ending.kind if started else "not_started"] += 1
+    def _may_try_again(self, run: Run) -> bool:
+        """Tell whether a run was refused for lack of capacity, and may still hope for some."""
+        now = current_time()
+        busy = run.ending is not None and isinstance(run.ending.error, EngineBusy)
+        if not busy or self.fleet.admitted:
+            # The runs under way will make room when they end, however long they take.
+            self._progressed_at = now
+        return busy and now - self._progressed_at <= self._options.admission_timeout
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
-    def _outcome(self, item: Item, run: Run, ending: Ending, refusals: int) -> AnyOutcome:
-        self._progressed_at = current_time()
-        if ending.kind in (EndKind.RETURNED, EndKind.FAILED):
-            self.limit.succeeded()  # the engine had room, whatever the program made of it
+    def _outcome(self, item: Item, run: Run, refusals: int) -> AnyOutcome:
+        ending = run.ending
+        assert ending is not None
         where: dict[str, Any] = {
             "index": item.index,
             "key": item.key,
@@ -202,6 +177,8 @@ class MapRunner:
             "timings": timings_of(run),
             "refusals": refusals,
         }
+        if ending.kind in (EndKind.RETURNED, EndKind.FAILED):
+            self._limit.succeeded()  # the engine had room, whatever the program made of it
         if ending.kind is EndKind.RETURNED:
             return Returned(value=self._options.decode(ending.text), **where)
         error = ending_error(run, ending, index=item.index, key=item.key)
@@ -226,7 +203,7 @@ class MapRunner:
         else:
             error = ProcessError(text, index=item.index, key=item.key)
         error.__cause__ = exc
-        self._ended["not_started"] += 1
+        self.fleet.unsent += 1
         timings = Timings(submitted=now, ended=now)
         return NotStarted(index=item.index, key=item.key, error=error, timings=timings, refusals=refusals)
 
@@ -238,21 +215,7 @@ class MapRunner:
         if too_many or (self._options.stop_at_first and outcome.error is None):
             self.stop()
 
-    @property
-    def receipt(self) -> Receipt:
-        """The account of this map's runs."""
-        ended = self._ended
-        unconfirmed = tuple(run.process_id or "?" for run in self._unconfirmed)
-        finished = sum(ended[kind] for kind in ("returned", "failed", "terminated", "lost"))
-        running = max(0, self._following - len(unconfirmed))
-        return Receipt(
-            started=finished + running + len(unconfirmed),
-            returned=ended["returned"],
-            failed=ended["failed"],
-            terminated=ended["terminated"],
-            lost=ended["lost"],
-            running=running,
-            not_started=ended["not_started"],
-            refusals=self.limit.refusals,
-            unconfirmed=unconfirmed,
-        )
+
+def several_failures(group: BaseExceptionGroup[BaseException]) -> Exception:
+    """Make the one error that stands for several internal ones."""
+    return SessionError(f"{len(group.exceptions)} parts of a map failed at once")

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any
 
 import attrs
-from anyio import Lock
 
 from ._exceptions import InvalidRequest
 
@@ -22,61 +21,39 @@ class Item:
 
 
 class Source:
-    """Gives inputs to many workers, each exactly once."""
+    """Numbers the inputs. For one task: a generator's cancel scopes belong to the task that pulls.
+
+    The iterable is the caller's, and is not closed: what was not taken may still be used.
+
+    Raises:
+        InvalidRequest: it is not an iterable of inputs.
+    """
 
     def __init__(self, inputs: Iterable[Any] | AsyncIterable[Any], key: Callable[[Any], Any] | None) -> None:
         self._key = key
-        self._sync: Iterator[Any] | None = None
-        self._async: AsyncIterator[Any] | None = None
+        self._taken = 0
         given: object = inputs  # callers without a type checker pass a single input
+        self.waits = isinstance(given, AsyncIterable)
+        """Whether the next input may be long in coming."""
         if isinstance(given, AsyncIterable):
             self._async = aiter(given)
-        elif isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
+        elif isinstance(given, Iterable) and not isinstance(given, (str, bytes, bytearray, memoryview)):
             self._sync = iter(given)
         else:
             msg = f"the inputs must be an iterable of inputs, not {type(given).__name__}"
             raise InvalidRequest(msg)
-        self._lock = Lock()
-        self._exhausted = False
-        self.taken = 0
 
     async def pull(self) -> Item | None:
-        """Take the next input, or None where there is none left.
+        """Take the next input, or None where there is none left. Checkpoints only as an async iterable does.
 
-        Raises whatever the iterable raises; nothing more is taken after that.
+        Raises whatever the iterable or the key function raises.
 
         Cancellation: an async iterable may lose the input that it was about to give, as async iterators do.
         """
-        if self._sync is not None:
-            return self._take_sync(self._sync)
-        assert self._async is not None
-        async with self._lock:
-            if self._exhausted:
-                return None
-            try:
-                value = await anext(self._async)
-            except StopAsyncIteration:
-                self._exhausted = True
-                return None
-            except Exception:
-                self._exhausted = True
-                raise
-            return self._number(value)
-
-    def _take_sync(self, iterator: Iterator[Any]) -> Item | None:
-        if self._exhausted:
-            return None
         try:
-            value = next(iterator)
-        except StopIteration:
-            self._exhausted = True
+            value = await anext(self._async) if self.waits else next(self._sync)
+        except (StopIteration, StopAsyncIteration):
             return None
-        except Exception:
-            self._exhausted = True
-            raise
-        return self._number(value)
-
-    def _number(self, value: Any) -> Item:
-        index = self.taken
-        self.taken += 1
+        index = self._taken
+        self._taken += 1
         return Item(index, index if self._key is None else self._key(value), value)

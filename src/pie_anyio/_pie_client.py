@@ -9,10 +9,11 @@ from typing import Any
 from ._client import ProcessClient
 from ._exceptions import InvalidRequest
 from ._inferlet import Inferlet
-from ._map import DEFAULT_LIMIT, MapCall, first_completed, map_processes
+from ._map import ADMISSION_TIMEOUT, BACKOFF, DEFAULT_LIMIT, MapCall, first_completed, map_processes
 from ._map_policy import OnError
 from ._outcomes import Returned
 from ._process import Process
+from ._transport.backoff import Backoff
 
 __all__ = ["PieClient"]
 
@@ -59,7 +60,8 @@ class PieClient(ProcessClient):
         on_error: OnError = "raise",
         key: Callable[[Any], Any] | None = None,
         token_budget: int | None = None,
-        admission_timeout: float = 300.0,
+        admission_timeout: float = ADMISSION_TIMEOUT,
+        backoff: Backoff = BACKOFF,
     ) -> MapCall:
         """Run a program once for each input, at most ``limit`` at a time; await the call, or enter it.
 
@@ -77,6 +79,7 @@ class PieClient(ProcessClient):
             key=key,
             token_budget=token_budget,
             admission_timeout=admission_timeout,
+            backoff=backoff,
         )
 
     async def first_completed(
@@ -140,8 +143,9 @@ class PieClient(ProcessClient):
 
         Cancellation: all runs are terminated.
         """
-        budgets = None if token_budgets is None else _check_budgets(inputs, token_budgets)
-        return await MapCall(self, inferlet, inputs, token_budget=budgets, decode=str)
+        budgets = _check_budgets(inputs, token_budgets)
+        wanted = budgets if any(budget is not None for budget in budgets) else None
+        return await MapCall(self, inferlet, inputs, token_budget=wanted, decode=str)
 
 
 def _check_budgets(inputs: Sequence[Any], budgets: Sequence[int | None] | None) -> Sequence[int | None]:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from anyio import AsyncContextManagerMixin
 
 from ._client import ProcessClient
-from ._exceptions import ConnectionClosed, InvalidRequest
+from ._exceptions import ConnectionClosed, ConnectionLost, InvalidRequest
 from ._receipt import Receipt
 from ._session.session import Session
 from ._transport.endpoint import EndpointLike
@@ -30,7 +30,12 @@ class ClientPool(AsyncContextManagerMixin):
         ConnectError: an endpoint cannot be reached; the others are closed again.
     """
 
-    def __init__(self, urls: Iterable[EndpointLike], *, sockets_per_endpoint: int = 1, **options: Any) -> None:
+    def __init__(
+        self, urls: Iterable[EndpointLike], *, sockets_per_endpoint: int = 1, **options: Any
+    ) -> None:
+        if isinstance(urls, str):
+            msg = f"a pool takes a list of URLs: write ClientPool([{urls!r}])"
+            raise InvalidRequest(msg)
         if sockets_per_endpoint < 1:
             msg = f"sockets_per_endpoint must be at least 1, not {sockets_per_endpoint}"
             raise InvalidRequest(msg)
@@ -54,18 +59,25 @@ class ClientPool(AsyncContextManagerMixin):
         Raises:
             ConnectionLost: every connection of the pool is gone.
         """
-        usable = [session for session in self._live if session.is_connected]
-        if not usable:
-            msg = "every connection of the pool is gone" if self._live else "the pool is used inside 'async with' only"
-            raise ConnectionClosed(msg, issued=False)
-        session = min(usable, key=self._live.__getitem__)
-        self._live[session] += 1
-        try:
-            await session.ready()
-        except BaseException:
-            self._live[session] -= 1
-            raise
-        return session
+        while usable := [session for session in self._live if session.is_connected]:
+            session = min(usable, key=self._live.__getitem__)
+            self._live[session] += 1
+            picked = False
+            try:
+                await session.ready()
+                picked = True
+                return session
+            except ConnectionLost:
+                pass  # it went away while it logged in: there may be others
+            finally:
+                if not picked:
+                    self._live[session] -= 1
+        msg = (
+            "every connection of the pool is gone"
+            if self._live
+            else "the pool is used inside 'async with' only"
+        )
+        raise ConnectionClosed(msg, issued=False)
 
     def put_back(self, session: Session) -> None:
         """Note that a run on a session is over."""

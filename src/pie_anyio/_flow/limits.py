@@ -3,67 +3,48 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
-from anyio import Event
+from anyio import CapacityLimiter, WouldBlock
 
 _CUT: Final = 0.8
 
 
 class AdaptiveLimit:
-    """A counter of live runs that never exceeds ``current``, which never exceeds ``maximum``.
+    """How many permits may be out, ``current``, which never exceeds ``maximum``. Who waits is served in order.
 
     ``refused`` cuts ``current`` by a fifth, once per episode: a burst of refusals is one message from the engine, not
     many. Each ``current`` successes in a row raise it by one again, up to the maximum (additive increase,
-    multiplicative decrease).
+    multiplicative decrease). A cut takes no permit back: it is the next ones that have to wait.
     """
 
-    __slots__ = ("_episode", "_successes", "_waiters", "current", "live", "maximum", "refusals")
+    __slots__ = ("_episode", "_successes", "maximum", "tokens")
 
     def __init__(self, maximum: int) -> None:
         if maximum < 1:
             msg = f"the limit must be at least 1, not {maximum}"
             raise ValueError(msg)
         self.maximum = maximum
-        self.current = maximum
-        self.live = 0
-        self.refusals = 0
+        self.tokens = CapacityLimiter(maximum)
         self._successes = 0
         self._episode = False
-        self._waiters: deque[Event] = deque()
 
-    async def acquire(self) -> None:
-        """Wait for room and take it. Does not checkpoint where there is room.
+    @property
+    def current(self) -> int:
+        """How many permits may be out now."""
+        return int(self.tokens.total_tokens)
 
-        Cancellation: nothing was taken.
-        """
-        while self.live >= self.current:
-            event = Event()
-            self._waiters.append(event)
-            try:
-                await event.wait()
-            except BaseException:
-                # Whoever was woken and cannot use the room passes it on.
-                if event.is_set():
-                    self._wake()
-                else:
-                    self._waiters.remove(event)
-                raise
-        self.live += 1
-
-    def release(self) -> None:
-        """Give room back."""
-        self.live -= 1
-        self._wake()
+    @property
+    def held(self) -> int:
+        """How many permits are out."""
+        return self.tokens.borrowed_tokens
 
     def refused(self) -> None:
         """Note that the engine refused a run for lack of capacity."""
-        self.refusals += 1
         self._successes = 0
         if not self._episode:
             self._episode = True
-            self.current = max(1, int(self.current * _CUT))
+            self.tokens.total_tokens = max(1, int(self.current * _CUT))
 
     def succeeded(self) -> None:
         """Note that the engine took a run and saw it through."""
@@ -72,33 +53,31 @@ class AdaptiveLimit:
             self._successes += 1
             if self._successes >= self.current:
                 self._successes = 0
-                self.current += 1
-                self._wake()
-
-    def _wake(self) -> None:
-        if self._waiters and self.live < self.current:
-            self._waiters.popleft().set()
+                self.tokens.total_tokens = self.current + 1
 
 
 class Permit:
-    """One unit of a limit in the hands of one worker; taking and giving back may alternate, and never run twice."""
+    """One unit of a limit, for one run; it may be taken and given back again and again."""
 
-    __slots__ = ("_limit", "_held")
+    __slots__ = ("_held", "_tokens")
 
     def __init__(self, limit: AdaptiveLimit) -> None:
-        self._limit = limit
+        self._tokens = limit.tokens
         self._held = False
 
     async def take(self) -> None:
-        """Wait for the unit.
+        """Wait for the unit. Does not checkpoint where there is one and nobody waits.
 
         Cancellation: it is not held.
         """
-        await self._limit.acquire()
+        try:
+            self._tokens.acquire_on_behalf_of_nowait(self)
+        except WouldBlock:
+            await self._tokens.acquire_on_behalf_of(self)
         self._held = True
 
     def give_back(self) -> None:
         """Give the unit back, if it is held."""
         if self._held:
             self._held = False
-            self._limit.release()
+            self._tokens.release_on_behalf_of(self)
