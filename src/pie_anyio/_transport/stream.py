@@ -89,7 +89,7 @@ async def open_transport(endpoint: Endpoint, timeout: float) -> Transport:
         with fail_after(timeout):
             return Transport(await endpoint.connect(), endpoint.name)
     except TimeoutError as exc:
-        msg = f"could not connect to {endpoint.name} within {timeout:g} s; is the address right, or a firewall in between?"
+        msg = f"could not connect to {endpoint.name} within {timeout:g} s; is the address right, is a firewall between?"
         raise ConnectError(msg, url=endpoint.name) from exc
     except (*_BACKEND_ERRORS, EndOfStream, UnicodeError) as exc:
         # UnicodeError: what the name service says of a host name with an empty or overlong label.
