@@ -207,7 +207,7 @@ def test_size_limits_of_05() -> None:
     assert pair.engine_events == [core.TooLarge(7_340_033)]
     pair.client._raw += pair.client._ws.binary(bytes(8_126_465))
     pair.to_engine()
-    assert type(pair.engine_events[-1]) is core.PeerBroke
+    assert isinstance(pair.engine_events.pop(), core.PeerBroke)
     assert pair.engine.state is ConnectionState.FAILED
     assert not pair.engine.wants_write
     pair.feed_engine(None)

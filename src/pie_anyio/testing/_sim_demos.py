@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from anyio import sleep
 
@@ -12,7 +12,7 @@ from ._sim_programs import InferletFunction
 
 
 def _option(value: Any, name: str, default: Any) -> Any:
-    return value.get(name, default) if isinstance(value, dict) else default
+    return cast("dict[str, Any]", value).get(name, default) if isinstance(value, dict) else default
 
 
 async def echo(session: InferletSession, input: Any) -> object:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import attrs
@@ -402,11 +402,13 @@ class _ToolCall:
         assert self.response is not None
         if self.response.ok:
             return self.response.result
+        payload: Any = None
         try:
             payload = json.loads(self.response.result)
         except ValueError:
-            payload = None
+            pass
         if not isinstance(payload, dict):
             raise ToolError(-32000, self.response.result)
-        code, message = payload.get("code"), payload.get("message", self.response.result)
-        raise ToolError(code if type(code) is int else -32000, str(message), payload.get("data"))
+        error = cast("dict[str, Any]", payload)
+        code, message = error.get("code"), error.get("message", self.response.result)
+        raise ToolError(code if type(code) is int else -32000, str(message), error.get("data"))

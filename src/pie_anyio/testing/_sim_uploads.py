@@ -18,7 +18,7 @@ class _Upload:
     total: int
     manifest: str
     force: bool
-    parts: list[bytes] = attrs.Factory(list)
+    parts: list[bytes] = attrs.Factory(list[bytes])
     size: int = 0
 
 

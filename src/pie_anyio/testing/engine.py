@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import ssl
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
-import attrs
 from anyio import (
     AsyncContextManagerMixin,
-    Event,
     create_task_group,
     create_tcp_listener,
     create_unix_listener,
 )
 from anyio.abc import ByteStream, ByteStreamConnectable, Listener, SocketAttribute, TaskGroup
-from anyio.lowlevel import checkpoint
 from anyio.streams.tls import TLSListener
 
 from .._exceptions import SessionError
 from .._flow.scopes import raise_single
-from .._protocol.messages import AddProgram, Request, TransferFile
-from .._types import MIB, ProcessInfo
+from .._types import MIB
 from ._sim_auth import Doorkeeper, Users
+from ._sim_log import EngineLog, ReceivedRequest
 from ._sim_process import InferletSession, SimulatedProcess, ToolError
 from ._sim_profiles import ProfileName, find_profile
 from ._sim_programs import InferletFunction, Program, ProgramStore
@@ -54,15 +51,7 @@ _F = TypeVar("_F", bound=InferletFunction)
 _UPLOAD_BYTES: Final = 256 * MIB
 
 
-class ReceivedRequest(NamedTuple):
-    """One entry of ``SimulatedEngine.received``: which connection sent what. Chunks are without their content."""
-
-    connection: int
-    corr_id: int | None
-    request: Request
-
-
-class SimulatedEngine(AsyncContextManagerMixin):
+class SimulatedEngine(EngineLog, AsyncContextManagerMixin):
     """A Pie engine in this process.
 
     ::
@@ -108,42 +97,23 @@ class SimulatedEngine(AsyncContextManagerMixin):
         log_size: int = 1000,
         seed: int = 0,
     ) -> None:
+        super().__init__(log_size)
         self.profile = find_profile(profile)
         self.doorkeeper = Doorkeeper(users, token)
         self.token_delay = token_delay
         self.max_upload_bytes = max_upload_bytes
         self.seed = seed
         self.programs = ProgramStore(self.profile)
-        self.sessions: list[Session] = []
         self.faults = Faults(self.sessions)
-        self.received: deque[ReceivedRequest] = deque(maxlen=log_size)
-        """The latest requests, oldest first."""
-        self.received_counts: Counter[str] = Counter()
-        """How many requests of each type have arrived."""
-        self.started_total = 0
-        """Processes launched so far; those that wait for a free place included."""
-        self.returned_total = 0
-        self.failed_total = 0
-        self.terminated_total = 0
-        """Processes that were terminated: on request, or because their connection ended."""
-        self.peak_live = 0
-        """The largest number of processes that were alive at the same time."""
-        self.refused_total = 0
-        """Launches that were refused for want of capacity."""
-        self.connections_total = 0
-        self.files_lost = 0
-        """Files that arrived while no program waited for them."""
         self._host, self._port = host, port
         self._ssl_context = ssl_context
         self._unix_path = None if unix_path is None else Path(unix_path).absolute()
         self._max_processes = max_processes
-        self._live: dict[str, SimulatedProcess] = {}
         self._queued: deque[SimulatedProcess] = deque()
         self._running: set[str] = set()
         self._connectable = MemoryConnectable()
         self._task_group: TaskGroup | None = None
         self._url: str | None = None
-        self._changed: Event | None = None
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -207,16 +177,6 @@ class SimulatedEngine(AsyncContextManagerMixin):
         """The token that ``auth_by_token`` wants (0.4)."""
         return self.doorkeeper.token
 
-    @property
-    def live_processes(self) -> dict[str, ProcessInfo]:
-        """The processes that are alive now, by id; those that wait for a free place included."""
-        return {process.id: process.info for process in self._live.values()}
-
-    @property
-    def connections(self) -> int:
-        """How many connections are open now."""
-        return len(self.sessions)
-
     def inferlet(self, name: str, *, installed: bool = True) -> Callable[[_F], _F]:
         """Decorate ``async def f(session, input)`` to be a program.
 
@@ -231,46 +191,7 @@ class SimulatedEngine(AsyncContextManagerMixin):
 
         return decorate
 
-    async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition on this engine holds; it is looked at whenever anything happens here.
-
-        Cancellation: nothing is lost.
-        """
-        await checkpoint()
-        while not condition():
-            if self._changed is None:
-                self._changed = Event()
-            await self._changed.wait()
-
-    async def wait_idle(self) -> None:
-        """Wait until no process is alive."""
-        await self.wait_until(lambda: not self._live)
-
-    async def wait_live(self, count: int = 1) -> None:
-        """Wait until at least ``count`` processes are alive."""
-        await self.wait_until(lambda: len(self._live) >= count)
-
-    async def wait_started(self, count: int = 1) -> None:
-        """Wait until ``count`` processes have been launched in all."""
-        await self.wait_until(lambda: self.started_total >= count)
-
-    async def wait_received(self, request_type: str, count: int = 1) -> None:
-        """Wait until ``count`` requests of a type have arrived in all."""
-        await self.wait_until(lambda: self.received_counts[request_type] >= count)
-
-    async def wait_connections(self, count: int) -> None:
-        """Wait until exactly ``count`` connections are open."""
-        await self.wait_until(lambda: len(self.sessions) == count)
-
     # --- for sessions ----------------------------------------------------------------------------------------------
-
-    def note_request(self, connection: int, corr_id: int | None, request: Request) -> None:
-        """Log a request."""
-        if isinstance(request, (AddProgram, TransferFile)):
-            request = attrs.evolve(request, chunk_data=b"")
-        self.received.append(ReceivedRequest(connection, corr_id, request))
-        self.received_counts[request.type] += 1
-        self._note()
 
     def refuses_launch(self) -> bool:
         """Decide whether the engine has room for another process."""
@@ -341,11 +262,6 @@ class SimulatedEngine(AsyncContextManagerMixin):
             "default.avg_batch_latency_us": 0,
             "process.completed": self.returned_total + self.failed_total + self.terminated_total,
         }
-
-    def _note(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
 
 
 def _several_errors(group: BaseExceptionGroup[BaseException]) -> Exception:

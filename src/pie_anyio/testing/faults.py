@@ -93,13 +93,13 @@ class Faults:
     _sessions: Collection[Session]
 
     # --- answers
-    ignored: set[str] = attrs.Factory(set)
+    ignored: set[str] = attrs.Factory(set[str])
     """Request types that are dropped as if they had never arrived."""
-    unanswered: set[str] = attrs.Factory(set)
+    unanswered: set[str] = attrs.Factory(set[str])
     """Request types that are acted on and never answered."""
-    duplicated: set[str] = attrs.Factory(set)
+    duplicated: set[str] = attrs.Factory(set[str])
     """Request types that are answered twice."""
-    answers: dict[str, tuple[bool, str]] = attrs.Factory(dict)
+    answers: dict[str, tuple[bool, str]] = attrs.Factory(dict[str, tuple[bool, str]])
     """Request types that are not acted on, and the ``(ok, result)`` that they are answered with."""
     permute: bool = True
     """0.5 only: answers overtake each other, and files interleave. Off: everything in the order of its making."""
@@ -119,7 +119,7 @@ class Faults:
     """New connections are accepted, and their handshake is never answered."""
     refuse_handshakes: tuple[int, bytes] | None = None
     """HTTP status and body that new connections are refused with."""
-    drop_on: set[str] = attrs.Factory(set)
+    drop_on: set[str] = attrs.Factory(set[str])
     """Request types on whose arrival the connection is dropped, before they are acted on."""
     drop_after_bytes: int | None = None
     """The connection that sends the n-th byte from now is cut behind it; then the switch is off again."""
@@ -135,12 +135,12 @@ class Faults:
     """The text of events is not UTF-8: each value begins with the byte FF."""
     rewrite: Rewrite | None = None
     """Applied to every message before it leaves."""
-    late_events: list[tuple[str, str]] = attrs.Factory(list)
+    late_events: list[tuple[str, str]] = attrs.Factory(list[tuple[str, str]])
     """Kinds and values of events that are sent behind every terminal event."""
     damage_files: FileDamage | None = None
     """What is wrong with the files that programs send."""
 
-    _holds: list[Hold] = attrs.field(factory=list, init=False)
+    _holds: list[Hold] = attrs.field(factory=list[Hold], init=False)
 
     # --- things to do now ------------------------------------------------------------------------------------------
 
