@@ -24,6 +24,9 @@ from pie_anyio._protocol import websocket
 from pie_anyio._protocol.messages import LaunchProcess
 from pie_anyio.testing import InferletSession, SimulatedEngine, ToolError
 from pie_anyio.testing._sim_demos import DEMOS
+from pie_anyio.testing._sim_session import Session
+from pie_anyio.testing._sim_shell import serve_connection
+from pie_anyio.testing.faulty import WrappedStream
 from pie_anyio.testing.peer import RawPeer
 
 pytestmark = pytest.mark.both_loops
@@ -854,3 +857,27 @@ async def test_attach_of_an_uncaptured_process(v04: Any) -> None:
         await peer.say("signal_process", process_id=f"urn:uuid:{process_id}", message="hi")
         assert await peer.event(process_id) == ("message", "HI")
         assert await peer.ask("attach_process", process_id=str(uuid4())) == (False, "Process not found")
+
+
+# ------------------------------------------------------------------------------------------------------------- writer
+
+
+class UnwritableStream(WrappedStream):
+    """Nothing ever arrives, and nothing can be sent."""
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(self, item: bytes) -> None:
+        raise anyio.BrokenResourceError
+
+
+async def test_a_stream_that_breaks_while_writing() -> None:
+    """The writer may be the first to notice that the client is gone."""
+    async with running() as engine, await engine.connectable.connect() as stream:
+        session = Session(engine, 99)
+        session.protocol.send_bytes(b"x")
+        session.wake.set()
+        await serve_connection(session, UnwritableStream(stream))
+        assert session.ended

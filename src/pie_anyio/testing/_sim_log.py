@@ -36,18 +36,18 @@ class EngineLog:
         """The latest requests, oldest first."""
         self.received_counts: Counter[str] = Counter()
         """How many requests of each type have arrived."""
-        self.started_total = 0
+        self.started_total: int = 0
         """Processes launched so far; those that wait for a free place included."""
-        self.returned_total = 0
-        self.failed_total = 0
-        self.terminated_total = 0
+        self.returned_total: int = 0
+        self.failed_total: int = 0
+        self.terminated_total: int = 0
         """Processes that were terminated: on request, or because their connection ended."""
-        self.peak_live = 0
+        self.peak_live: int = 0
         """The largest number of processes that were alive at the same time."""
-        self.refused_total = 0
+        self.refused_total: int = 0
         """Launches that were refused for want of capacity."""
-        self.connections_total = 0
-        self.files_lost = 0
+        self.connections_total: int = 0
+        self.files_lost: int = 0
         """Files that arrived while no program waited for them."""
         self._live: dict[str, SimulatedProcess] = {}
         self._changed: Event | None = None
