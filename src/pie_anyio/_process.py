@@ -264,7 +264,9 @@ class Process:
         Cancellation: loses no event; receive again.
         """
         buffer = self._run.buffer
-        return await (self._recv_end() if buffer is None else buffer.get())
+        if buffer is None:
+            return await self._recv_end()
+        return buffer.take() or await buffer.get()
 
     async def _recv_end(self) -> AnyEvent:
         """Give the terminal event, which is all that is kept of a process whose output is not captured."""

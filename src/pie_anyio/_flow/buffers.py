@@ -86,6 +86,19 @@ class EventBuffer:
         if self._finished:
             return
         size = len(event[1]) + _OVERHEAD
+        items, budget = self._items, self._budget
+        if items is None or self._overflowed or self._bytes + size > self._limit or budget.used + size > budget.limit:
+            self._put_slowly(event, size)
+            return
+        items.append(event)
+        self._bytes += size
+        budget.used += size
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    def _put_slowly(self, event: AnyEvent, size: int) -> None:
+        """Append the first event, or one that may be too much."""
         if (self._overflowed or self._is_too_much(size)) and not self._make_room(size):
             return
         self._append(event, size)
@@ -111,6 +124,20 @@ class EventBuffer:
         self._bytes = 0
         self._items = None
         self.finish()
+
+    def take(self) -> AnyEvent | None:
+        """Take the next event if it is there and the burst is not over; synchronous, for the hot path of iteration."""
+        items = self._items
+        if items and self._burst:
+            event = items.popleft()
+            if event is not None:
+                self._burst -= 1
+                size = len(event[1]) + _OVERHEAD
+                self._bytes -= size
+                self._budget.used -= size
+                return event
+            items.appendleft(None)  # an overflow is for the long way to tell
+        return None
 
     async def get(self) -> AnyEvent:
         """Take the next event, waiting for it where there is none.

@@ -42,6 +42,7 @@ from .state import (
     RequestTrigger,
     advance,
 )
+from .straight import read_output
 from .transfer import ChunkRefused, Downloads
 
 _OUTPUT: Final[dict[str, tuple[Any, Event]]] = {
@@ -138,12 +139,7 @@ class ClientProtocol:
         if self._ended:
             return
         items = self._ws.receive_eof() if data is None else self._ws.receive_data(data)
-        for item in items:
-            kind = type(item)
-            if kind is bytes or kind is memoryview:
-                self._receive_message(item)  # type: ignore[arg-type]
-            else:
-                self._receive_control(item)
+        self._receive_messages(items)
         if data is None:
             self._end(self._eof_reason(), ConnectionTrigger.ENDED)
 
@@ -212,6 +208,7 @@ class ClientProtocol:
         if record is None or record.state is ProcessState.ZOMBIE:
             return
         record.advance(ProcessTrigger.RELEASE)
+        self._processes.ignore(record)
         self._downloads.forget(process_id)
         if not self._close_sent:
             self._terminate(process_id)
@@ -299,7 +296,22 @@ class ClientProtocol:
 
     # --- receiving -------------------------------------------------------------------------------------------------
 
+    def _receive_messages(self, items: list[wire.Item]) -> None:
+        wanted, append = self._processes.wanted, self._events.append
+        for item in items:
+            if type(item) is bytes and (output := read_output(item, wanted)) is not None:
+                append(output)
+            else:
+                self._receive_item(item)
+
+    def _receive_item(self, item: wire.Item) -> None:
+        if isinstance(item, (bytes, memoryview)):
+            self._receive_message(item)
+        else:
+            self._receive_control(item)
+
     def _receive_message(self, payload: bytes | memoryview) -> None:
+        """Decode a message, one that is damaged as far as it goes."""
         try:
             fields = codec.decode_fields(payload)
             kind = fields.get("type")
@@ -412,12 +424,11 @@ class ClientProtocol:
             self._events.append(core.ReplyDamaged(pending.owner, detail))
             return
         record = ProcessRecord(process_id, pending.owner, pending.quiet)
-        self._processes.reopen(process_id)
-        self._processes.live[process_id] = record
+        self._processes.begin(record)
         if abandoned:
             # Whoever asked is gone. A launch is ended; what was only attached to belongs to somebody else.
             if attaching:
-                record.quiet = True
+                self._processes.ignore(record)
                 record.advance(ProcessTrigger.DETACH)
             else:
                 self.release(process_id)

@@ -50,19 +50,34 @@ class ProcessTable:
     what it holds. So it needs no clock to expire.
     """
 
-    __slots__ = ("_finished", "_limits", "_orphan_bytes", "_orphans", "dropped_orphans", "live")
+    __slots__ = ("_finished", "_limits", "_orphan_bytes", "_orphans", "dropped_orphans", "live", "wanted")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.live: dict[str, ProcessRecord] = {}
+        self.wanted: dict[bytes, ProcessRecord] = {}
+        """Those of the live ones whose output somebody reads, by the bytes of their ids."""
         self._finished: OrderedDict[str, None] = OrderedDict()
         self._orphans: deque[_Orphan] = deque()
         self._orphan_bytes = 0
         self.dropped_orphans = 0
 
+    def begin(self, record: ProcessRecord) -> None:
+        """Note a process that has become known; an id that was seen to end before lives again (after an attach)."""
+        self._finished.pop(record.process_id, None)
+        self.live[record.process_id] = record
+        if not record.quiet:
+            self.wanted[record.process_id.encode()] = record
+
+    def ignore(self, record: ProcessRecord) -> None:
+        """Drop the output of a process from here on."""
+        record.quiet = True
+        self.wanted.pop(record.process_id.encode(), None)
+
     def finish(self, record: ProcessRecord) -> None:
         """Forget a process that ended, and remember its id so that late events are told from early ones."""
         del self.live[record.process_id]
+        self.wanted.pop(record.process_id.encode(), None)
         self._finished[record.process_id] = None
         if len(self._finished) > _FINISHED_IDS:
             self._finished.popitem(last=False)
@@ -72,6 +87,7 @@ class ProcessTable:
         for record in self.live.values():
             record.advance(ProcessTrigger.CONNECTION_ENDED)
         self.live.clear()
+        self.wanted.clear()
 
     def keep_orphan(self, process_id: str, fields: dict[str, object], size: int) -> None:
         """Put an event of an unknown process into the waiting room; beyond its limits the oldest makes way."""
@@ -100,7 +116,3 @@ class ProcessTable:
         self.dropped_orphans += len(self._orphans)
         self._orphans.clear()
         self._orphan_bytes = 0
-
-    def reopen(self, process_id: str) -> None:
-        """Let an id live again, for an attach to a process that this connection saw before."""
-        self._finished.pop(process_id, None)

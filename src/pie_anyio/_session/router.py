@@ -53,7 +53,7 @@ class Router:
         """Route the events of one read. Consumers are woken at most once each, when this read is done."""
         for event in events:
             if type(event) is core.ProcessOutput:
-                run = cast("Run", event.owner)
+                run: Run = event.owner  # type: ignore[assignment]
                 if run.first_output_at is None:
                     run.first_output_at = current_time()
                 if run.buffer is not None:
