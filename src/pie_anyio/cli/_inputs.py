@@ -157,6 +157,10 @@ class Feed:
                 taken += 1
                 yield item.input
 
+    def holds(self, index: int) -> bool:
+        """Tell whether an item was taken and has no outcome yet."""
+        return index in self._open
+
     def settle(self, index: int) -> Item:
         """Give the item of the outcome with this index, and forget it."""
         return self._open.pop(index)

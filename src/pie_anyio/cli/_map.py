@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import click
 
-from pie_anyio import MapCall, Receipt
+from pie_anyio import Failed, MapCall, ProcessError, Receipt, Timings
 
 from ._errors import FAILED, OK, diagnose
 from ._figures import seconds, spread
@@ -130,6 +130,7 @@ async def _run(job: _Job, settled: set[ItemId], count: int) -> None:
                 with progress:
                     await _take_outcomes(job, outcomes, feed, progress)
         except ExceptionGroup as group:
+            _take_errors(job, group, feed, progress)
             job.cli.out.error(diagnose(group))
         finally:
             _summarise(job.cli, progress, call.receipt)
@@ -139,6 +140,17 @@ async def _take_outcomes(job: _Job, outcomes: MapCall, feed: Feed, progress: Pro
     async for outcome in outcomes:
         job.journal.write(feed.settle(outcome.index), outcome)
         progress.add(outcome, outcomes.live)
+
+
+def _take_errors(job: _Job, group: ExceptionGroup, feed: Feed, progress: Progress) -> None:
+    """Write down the failure that stopped a map, which the map raises in place of giving it as an outcome."""
+    for error in group.exceptions:
+        if isinstance(error, ProcessError) and error.index is not None and feed.holds(error.index):
+            outcome = Failed(
+                index=error.index, key=None, process_id=error.process_id, error=error, timings=Timings(submitted=0.0)
+            )
+            job.journal.write(feed.settle(error.index), outcome)
+            progress.tally.add(outcome)
 
 
 def _summarise(cli: Cli, progress: Progress, receipt: Receipt) -> None:
