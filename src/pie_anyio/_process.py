@@ -316,13 +316,15 @@ class Process:
         buffer = self._run.buffer
         while buffer is not None:
             try:
-                kind, value = await buffer.get()
+                kind, value = buffer.take() or await buffer.get()
             except EndOfStream:
                 break
             except OutputOverflow:
                 continue
             if kind in _TEXTS:
                 self._keep(kind, str(value))
+            elif kind is Event.Return or kind is Event.Error:
+                break
         return self._value(await self._run.ended.wait())
 
     def _keep(self, kind: Event, text: str) -> None:

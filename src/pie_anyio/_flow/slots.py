@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 from anyio import Event
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint
 from attrs import frozen
 
 T = TypeVar("T")
@@ -72,17 +72,14 @@ class ReplySlot(Generic[T]):
         Raises:
             BaseException: the error that the slot was rejected with, the same object for every waiter.
 
-        Cancellation: loses nothing. The outcome stays in the slot; wait again, or look with `peek`. A wait that has
-        seen the outcome delivers it even if its scope is cancelled in the same turn of the loop.
+        Cancellation: loses nothing. The outcome stays in the slot; wait again, or look with `peek`.
         """
-        await checkpoint_if_cancelled()
         if self._outcome is None:
             if self._event is None:
                 self._event = Event()
             await self._event.wait()
         else:
-            # From here on the outcome is handed over, so only a shielded checkpoint may stand in between.
-            await cancel_shielded_checkpoint()
+            await checkpoint()
         return self._deliver()
 
     def _settle(self, outcome: Resolved[T] | Rejected) -> bool:

@@ -71,10 +71,7 @@ def decode_fields(payload: Payload) -> Fields:
         value = cast("Any", exc).unpacked
     except UnicodeDecodeError:
         value = _decode_lenient(payload)
-    except (
-        ValueError,
-        TypeError,
-    ) as exc:  # the base of every msgpack error; TypeError: an unhashable map key
+    except (ValueError, TypeError) as exc:  # every msgpack error is the former; an unhashable map key the latter
         msg = f"not a MessagePack message: {type(exc).__name__}"
         raise DecodeError(msg, _salvage(payload)) from exc
     if type(value) is not dict:

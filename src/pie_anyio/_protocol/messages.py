@@ -110,6 +110,11 @@ class LaunchProcess(Request):
     capture_outputs: bool = True
     token_budget: int | None = None
 
+    def fields(self) -> dict[str, object]:
+        """Give the fields, spelt out: a fan-out sends little else."""
+        fields = {"inferlet": self.inferlet, "input": self.input, "capture_outputs": self.capture_outputs}
+        return fields if self.token_budget is None else {**fields, "token_budget": self.token_budget}
+
 
 @attrs.frozen
 class LaunchProcesses(Request):

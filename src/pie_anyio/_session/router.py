@@ -48,14 +48,17 @@ class Router:
         self._on_notice = on_notice
         self._on_tool = on_tool
         self.ended: ReplySlot[PieError] = ReplySlot()
+        self._now = 0.0
 
     def route_all(self, events: list[core.CoreEvent]) -> None:
         """Route the events of one read. Consumers are woken at most once each, when this read is done."""
+        if events:
+            self._now = current_time()  # one time for one read: asking costs more than routing does
         for event in events:
             if type(event) is core.ProcessOutput:
                 run: Run = event.owner  # type: ignore[assignment]
                 if run.first_output_at is None:
-                    run.first_output_at = current_time()
+                    run.first_output_at = self._now
                 if run.buffer is not None:
                     run.buffer.put(event.event)
             else:
@@ -68,7 +71,7 @@ class Router:
             case core.ProcessStarted():
                 self._start_process(cast("Run", event.owner), event)
             case core.FirstOutput():
-                cast("Run", event.owner).first_output_at = current_time()
+                cast("Run", event.owner).first_output_at = self._now
             case core.ReplyReceived() | core.ReplyDamaged() | core.RequestLost():
                 self._answer(event)
             case core.NoticeReceived():
@@ -83,7 +86,7 @@ class Router:
                 pass  # a pong: that bytes arrived is all there is to know
 
     def _start_process(self, run: Run, event: core.ProcessStarted) -> None:
-        run.started_at = current_time()
+        run.started_at = self._now
         self._registry.start(run, event.process_id)
 
     def _end_process(self, run: Run, event: core.ProcessEnded) -> None:
@@ -91,7 +94,7 @@ class Router:
         text = event.text or ""
         if kind is EndKind.FAILED and (text == SIGNAL or (run.terminating and text in ("cancelled", ""))):
             kind = EndKind.TERMINATED
-        run.ended_at = current_time()
+        run.ended_at = self._now
         error: PieError | None = None
         if kind is EndKind.LOST:
             # Lost is not failed: whoever reads the events gets an exception and not an event of the program's.
@@ -141,7 +144,7 @@ class Router:
     def _fail_owner(self, owner: object, error: PieError) -> None:
         """Give an error to whoever waits for an answer."""
         if isinstance(owner, Run):
-            owner.ended_at = current_time()
+            owner.ended_at = self._now
             if owner.buffer is not None:
                 owner.buffer.fail(error)
             lost = isinstance(error, (ConnectionLost, RemoteProtocolError))
@@ -157,7 +160,7 @@ class Router:
         self._handshake.set_error(reason)
         for run in list(self._registry.by_id.values()):
             error = lost_error(reason, f"process {run.process_id}", self._generation)
-            run.ended_at = current_time()
+            run.ended_at = self._now
             if run.buffer is not None:
                 run.buffer.fail(error)
             kind = EndKind.DETACHED if run.detached else EndKind.LOST
