@@ -38,7 +38,7 @@ pygments_dark_style = "monokai"
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
+autodoc_preserve_defaults = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 add_module_names = False
@@ -50,7 +50,16 @@ nitpick_ignore_regex = [
     (r"py:class", r"pie_anyio\.testing\.streams\.MemoryByteStream|Rewrite|Request|Session|P"),
     # Attributes that exist without a docstring of their own.
     (r"py:attr", r"source|name"),
-    (r"py:.*", r"(anyio|attrs|collections|contextlib|cryptography|datetime|deque|enum|os|pathlib|ssl|types|typing|_pytest|pytest)(\..*)?"),
-    (r"py:(class|exc|data|obj|attr)", r"(bytes|str|int|float|bool|object|dict|list|tuple|set|None|type|bytearray|memoryview)"),
-    (r"py:(class|exc)", r"(BaseException|Exception|ExceptionGroup|ConnectionFailed|RuntimeError|TypeError|ValueError|UserWarning|optional)"),
+    (
+        r"py:.*",
+        r"(anyio|attrs|collections|contextlib|cryptography|datetime|deque|enum|os|pathlib|ssl|types|typing|_pytest|pytest)(\..*)?",
+    ),
+    (
+        r"py:(class|exc|data|obj|attr)",
+        r"(bytes|str|int|float|bool|object|dict|list|tuple|set|None|type|bytearray|memoryview)",
+    ),
+    (
+        r"py:(class|exc)",
+        r"(BaseException|Exception|ExceptionGroup|ConnectionFailed|RuntimeError|TypeError|ValueError|UserWarning|optional)",
+    ),
 ]

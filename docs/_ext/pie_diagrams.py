@@ -181,11 +181,14 @@ def read_layers(path: Path) -> dict[str, dict[str, frozenset[str]]]:
     names: dict[str, Any] = {"frozenset": frozenset, "__builtins__": {}}
     wanted = ("BASE", "LAYERS", "MAY_IMPORT")
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
         if isinstance(node, ast.Assign):
-            target = node.targets[0]
-        if isinstance(target, ast.Name) and target.id in wanted and node.value is not None:  # type: ignore[attr-defined]
-            names[target.id] = eval(ast.unparse(node.value), names)  # type: ignore[attr-defined]  # noqa: S307
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target, value = node.target, node.value
+        else:
+            continue
+        if isinstance(target, ast.Name) and target.id in wanted:
+            names[target.id] = eval(ast.unparse(value), names)  # noqa: S307 - our own test
     return {name: names[name] for name in wanted[1:]}
 
 
@@ -196,21 +199,24 @@ def layer_svg(tables: dict[str, dict[str, frozenset[str]]]) -> str:
     body: list[str] = []
     for number, target in enumerate(layers):
         x = left + (number + 0.5) * cell
-        body.append(
-            f'<text x="{x}" y="{head - 8}" class="pie-head" transform="rotate(-60 {x} {head - 8})">{escape(target)}</text>'
-        )
+        turned = f'transform="rotate(-60 {x} {head - 8})"'
+        body.append(f'<text x="{x}" y="{head - 8}" class="pie-head" {turned}>{escape(target)}</text>')
     for number, layer in enumerate(layers):
         y = head + (number + 0.5) * cell
         modules = sorted(tables["LAYERS"][layer])
         shown = ", ".join(modules) if len(modules) < 4 else f"{', '.join(modules[:3])}, ..."
-        body.append(f'<rect x="0" y="{y - cell / 2 + 2}" width="{left - 8}" height="{cell - 4}" rx="5" class="pie-box"/>')
+        body.append(
+            f'<rect x="0" y="{y - cell / 2 + 2}" width="{left - 8}" height="{cell - 4}" rx="5" class="pie-box"/>'
+        )
         body.append(
             f'<text x="8" y="{y}" class="pie-row" dominant-baseline="central">'
             f'<tspan class="pie-bold">{escape(layer)}</tspan> {escape(shown)}</text>'
         )
         for column, target in enumerate(layers):
             x = left + (column + 0.5) * cell
-            body.append(f'<rect x="{x - cell / 2}" y="{y - cell / 2}" width="{cell}" height="{cell}" class="pie-cell"/>')
+            body.append(
+                f'<rect x="{x - cell / 2}" y="{y - cell / 2}" width="{cell}" height="{cell}" class="pie-cell"/>'
+            )
             if target == layer:
                 body.append(f'<rect x="{x - 4}" y="{y - 4}" width="8" height="8" class="pie-self"/>')
             elif target in tables["MAY_IMPORT"][layer]:
@@ -229,7 +235,11 @@ class LayerDiagram(SphinxDirective):
         self.env.note_dependency(str(path))
         tables = read_layers(path)
         rows = [
-            [layer, ", ".join(sorted(modules)), ", ".join(sorted(tables["MAY_IMPORT"][layer])) or "nothing of ours"]
+            [
+                layer,
+                ", ".join(sorted(modules)),
+                ", ".join(sorted(tables["MAY_IMPORT"][layer])) or "nothing of ours",
+            ]
             for layer, modules in reversed(tables["LAYERS"].items())
         ]
         svg = nodes.raw("", layer_svg(tables), format="html")

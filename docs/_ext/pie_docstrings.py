@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import Any, Final
 
 from sphinx.application import Sphinx
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.ext.napoleon import Config
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 
 import pie_anyio
@@ -55,7 +56,7 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
 
 
 def share_attribute_docs(app: Sphinx) -> None:
-    """Let the facade know the comments on attributes in the modules behind it: its classes say that they are its own."""
+    """Let the facade know the comments on attributes in the modules behind it, whose classes say that they are its."""
     facade = ModuleAnalyzer.for_module("pie_anyio")
     facade.analyze()
     for found in pkgutil.walk_packages(pie_anyio.__path__, "pie_anyio."):

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import attrs
 from docutils import nodes
+from docutils.parsers.rst import Parser
+from docutils.utils import new_document
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
@@ -48,16 +50,20 @@ class LimitsTable(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Make a table in reST, so that roles in the docstrings work."""
-        lines = [".. list-table::", "   :header-rows: 1", "", "   * - field", "     - default", "     - bounds"]
+        lines = [
+            ".. list-table::",
+            "   :header-rows: 1",
+            "",
+            "   * - field",
+            "     - default",
+            "     - bounds",
+        ]
         for name, default, text in limits():
             lines += [f"   * - ``{name}``", f"     - {default}", f"     - {text}"]
         return self.parse_text_to_nodes_as_rst(lines)
 
     def parse_text_to_nodes_as_rst(self, lines: list[str]) -> list[nodes.Node]:
         """Parse reST, whatever the page is written in."""
-        from docutils.parsers.rst import Parser
-        from docutils.utils import new_document
-
         document = new_document(self.env.docname, self.state.document.settings)
         Parser().parse("\n".join(lines), document)
         return list(document.children)
@@ -82,17 +88,16 @@ class CommandHelp(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Make a section for each command."""
         try:
-            import click
-
-            from pie_anyio.cli._app import app as group
+            from pie_anyio.cli._app import app as group  # noqa: PLC0415 - it may not be there
         except ImportError as exc:
             return [nodes.warning("", nodes.paragraph("", f"The command line could not be loaded: {exc}."))]
-        top = click.Context(group, info_name="pie-anyio", terminal_width=96, max_content_width=96)
+        settings: dict[str, Any] = {"resilient_parsing": True, "terminal_width": 96, "max_content_width": 96}
+        top = group.make_context("pie-anyio", [], **settings)
         found: list[nodes.Node] = [_help(group, top)]
         for name in group.list_commands(top):
             command = group.get_command(top, name)
             assert command is not None
-            context = click.Context(command, info_name=name, parent=top, terminal_width=96, max_content_width=96)
+            context = command.make_context(name, [], parent=top, **settings)
             section = nodes.section(ids=[f"pie-anyio-{name}"], names=[f"pie-anyio {name}"])
             section += [nodes.title("", f"pie-anyio {name}"), _help(command, context)]
             found.append(section)

@@ -119,7 +119,8 @@ def load(block: Block, folder: Path, url: str, loop: str) -> CodeType:
     path = folder / block.name
     path.write_text(text, encoding="utf-8")
     flags = 0 if block.is_program else ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    return compile(text, str(path), "exec", flags=flags, dont_inherit=True)
+    code: CodeType = compile(text, str(path), "exec", flags=flags, dont_inherit=True)
+    return code
 
 
 async def run_snippet(code: CodeType, names: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -17,7 +18,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-
 from tests.docs.examples import ROOT
 
 from pie_anyio.testing import InferletSession, SimulatedEngine
@@ -27,9 +27,9 @@ PASSPHRASE = b"open sesame"
 
 async def research_agent(session: InferletSession, input: Any) -> object:
     """Think aloud and answer."""
-    session.stdout("thinking\n")
-    session.send({"step": 1})
-    await anyio.sleep(0)
+    await session.stdout("thinking\n")
+    await session.send({"step": 1})
+    await anyio.lowlevel.checkpoint()
     return {"answer": {"What is 2+2?": "4", "What is 3+3?": "6"}.get(input["question"], "unknown")}
 
 
@@ -39,32 +39,35 @@ async def echo(session: InferletSession, input: Any) -> object:
 
 
 async def conversation(session: InferletSession, input: Any) -> object:
-    """Add up numbers until "done"."""
-    total = float(input.get("start", 0))
+    """Do what the program of this name under `examples/` does."""
+    await session.send("ready")
+    total, count = float(input.get("start", 0)), 0
     while (text := await session.receive()) != "done":
         total += float(text)
-        session.send({"total": total})
-    return {"total": total}
+        count += 1
+        await session.send({"total": total})
+    return {"total": total, "count": count}
 
 
 async def summarize(session: InferletSession, input: Any) -> object:
     """Ask for a file, and send a smaller one back."""
-    session.send("ready")
+    await session.send("ready")
     content = await session.receive_file() or b""
-    session.send_file(b"summary of " + content[:8], name="summary.txt")
+    await session.send_file(b"summary of " + content[:8], name="summary.txt")
     return {"bytes": len(content)}
 
 
 async def slow(session: InferletSession, input: Any) -> object:
     """Report for ever."""
-    session.send("started")
+    await session.send("started")
     await anyio.sleep_forever()
+    return None
 
 
 async def flaky(session: InferletSession, input: Any) -> object:
     """Fail for odd numbers."""
     if input % 2:
-        session.stderr(f"{input} is odd\n")
+        await session.stderr(f"{input} is odd\n")
         raise ValueError(f"cannot do {input}")
     return input
 
