@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outbox: lanes, withdrawal, exact counts, bounded leftovers."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pie_anyio._protocol.outbox import Entry, Lane, Outbox
+
+
+def drain(outbox: Outbox) -> list[bytes]:
+    out = []
+    while (taken := outbox.take()) is not None:
+        out.append(taken[0])
+    return out
+
+
+def test_lanes_are_drained_in_order() -> None:
+    """Control first, then requests, then bulk; within a lane in the order of arrival."""
+    outbox = Outbox()
+    for lane, payload in [
+        (Lane.BULK, b"b1"),
+        (Lane.REQUEST, b"r1"),
+        (Lane.CONTROL, b"c1"),
+        (Lane.BULK, b"b2"),
+        (Lane.CONTROL, b"c2"),
+        (Lane.REQUEST, b"r2"),
+    ]:
+        outbox.add(lane, payload)
+    assert drain(outbox) == [b"c1", b"c2", b"r1", b"r2", b"b1", b"b2"]
+    assert outbox.take() is None
+
+
+def test_a_terminate_waits_for_one_chunk_at_most() -> None:
+    """What is added to the control lane in the middle of an upload goes next."""
+    outbox = Outbox()
+    for index in range(3):
+        outbox.add(Lane.BULK, b"chunk%d" % index)
+    first = outbox.take()
+    assert first is not None
+    outbox.add(Lane.CONTROL, b"terminate")
+    assert drain(outbox) == [b"terminate", b"chunk1", b"chunk2"]
+
+
+def test_what_was_taken_cannot_be_withdrawn() -> None:
+    """Withdrawing says whether it came in time, once."""
+    outbox = Outbox()
+    early, late = outbox.add(Lane.REQUEST, b"a", 1), outbox.add(Lane.REQUEST, b"b", 2)
+    assert outbox.withdraw(early)
+    assert not outbox.withdraw(early)
+    taken = outbox.take()
+    assert taken is not None
+    assert taken == (b"b", late)
+    assert taken[1].corr_id == 2
+    assert not outbox.withdraw(late)
+    assert not outbox
+
+
+def test_payloads_stay_out_of_the_repr() -> None:
+    """An entry may hold a token: its repr does not show the payload."""
+    assert "secret" not in repr(Entry(Lane.CONTROL, b"secret"))
+
+
+def test_withdrawn_entries_take_no_room_for_long() -> None:
+    """With a stuck socket, submitting and withdrawing for hours leaves nothing behind."""
+    outbox = Outbox()
+    kept = [outbox.add(Lane.BULK, b"%d" % index) for index in range(10)]
+    for _ in range(10_000):
+        outbox.withdraw(outbox.add(Lane.REQUEST, b"x"))
+    assert sum(map(len, outbox._lanes)) < 1000
+    assert drain(outbox) == [b"%d" % index for index in range(len(kept))]
+
+
+def test_clearing_forgets_everything() -> None:
+    """After the end of the connection nothing is queued, and nothing can be withdrawn."""
+    outbox = Outbox()
+    entries = [outbox.add(lane, b"x") for lane in Lane]
+    outbox.clear()
+    assert not outbox
+    assert (outbox.queued_bytes, outbox.bulk_bytes) == (0, 0)
+    assert outbox.take() is None
+    assert not any(outbox.withdraw(entry) for entry in entries)
+
+
+STEP = st.one_of(
+    st.tuples(st.sampled_from(Lane), st.binary(min_size=1, max_size=9)),
+    st.just("take"),
+    st.integers(0, 30),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(STEP, max_size=60))
+def test_counts_are_exact(steps: list[object]) -> None:
+    """Whatever is added, taken and withdrawn: the counts are those of what is queued, and order is kept."""
+    outbox = Outbox()
+    entries: list[tuple[Entry, bytes]] = []
+    for step in steps:
+        before = [(entry, payload) for entry, payload in entries if entry.payload is not None]
+        if step == "take":
+            taken = outbox.take()
+            expected = min(
+                before, key=lambda pair: pair[0].lane, default=None
+            )  # min keeps the first of equals
+            assert taken == (None if expected is None else (expected[1], expected[0]))
+        elif isinstance(step, int):
+            if step < len(entries):
+                entry = entries[step][0]
+                assert outbox.withdraw(entry) is (any(entry is queued for queued, _ in before))
+        else:
+            assert isinstance(step, tuple)
+            lane, payload = step
+            entries.append((outbox.add(lane, payload), payload))
+        queued = [(entry, payload) for entry, payload in entries if entry.payload is not None]
+        assert outbox.queued_bytes == sum(len(payload) for _, payload in queued)
+        assert outbox.bulk_bytes == sum(len(payload) for entry, payload in queued if entry.lane is Lane.BULK)
+        assert bool(outbox) is bool(queued)
