@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
@@ -37,6 +37,8 @@ pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
 autodoc_typehints = "signature"
+# The page about the fixtures needs their module's docstring only, and pytest is nothing that a build of pages needs.
+autodoc_mock_imports = [name for name in ("pytest",) if util.find_spec(name) is None]
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = False
 python_use_unqualified_type_names = True
