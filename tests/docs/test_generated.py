@@ -23,32 +23,31 @@ TABLES = ["CONNECTION", "REQUEST", "PROCESS"]
 
 
 @pytest.fixture
-def diagrams(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The extension that draws; it needs docutils and Sphinx, which only the environment of the docs has."""
-    pytest.importorskip("sphinx")
+def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module of the build that draws."""
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
-    yield importlib.import_module("pie_diagrams")
-    sys.modules.pop("pie_diagrams")
+    yield importlib.import_module("drawing")
+    sys.modules.pop("drawing")
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_diagrams_show_every_transition(diagrams: ModuleType, name: str) -> None:
+def test_diagrams_show_every_transition(drawing: ModuleType, name: str) -> None:
     """Each state is a box, and each trigger that leads to another state a label on some edge."""
     table = getattr(state, name)
-    drawing = ElementTree.fromstring(diagrams.state_svg(name))  # noqa: S314 - our own drawing
-    texts = [element.text for element in drawing.iter("text")]
+    image = ElementTree.fromstring(drawing.state_svg(name))  # noqa: S314 - our own drawing
+    texts = [element.text for element in image.iter("text")]
     moves = {(a, b, t) for a, row in table.items() for t, b in row.items() if a is not b}
     assert sorted(t for t in texts if t and t.isupper()) == sorted(start.name for start in table)
     assert sorted(t for t in texts if t and t.islower()) == sorted(t.name.lower() for _, _, t in moves)
-    assert len(list(drawing.iter("path"))) == 1 + len({(a, b) for a, b, _ in moves})
+    assert len(list(image.iter("path"))) == 1 + len({(a, b) for a, b, _ in moves})
 
 
-def test_layers_are_those_of_the_test(diagrams: ModuleType) -> None:
+def test_layers_are_those_of_the_test(drawing: ModuleType) -> None:
     """The table that is drawn is the table that is enforced."""
-    tables = diagrams.read_layers(ROOT / "tests" / "test_layers.py")
+    tables = drawing.read_layers(ROOT / "tests" / "test_layers.py")
     assert tables == {"LAYERS": test_layers.LAYERS, "MAY_IMPORT": test_layers.MAY_IMPORT}
-    drawing = ElementTree.fromstring(diagrams.layer_svg(tables))  # noqa: S314 - our own drawing
-    dots = len(list(drawing.iter("circle")))
+    image = ElementTree.fromstring(drawing.layer_svg(tables))  # noqa: S314 - our own drawing
+    dots = len(list(image.iter("circle")))
     assert dots == sum(len(below - {layer}) for layer, below in tables["MAY_IMPORT"].items())
 
 
