@@ -109,7 +109,18 @@ def served04() -> Iterator[Served]:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep the settings of whoever runs the tests out, and their folder clean."""
-    for name in ("URL", "TOKEN", "TOKEN_FILE", "USERNAME", "KEY", "IDENTITY", "BACKEND", "JSON", "QUIET", "DEBUG"):
+    for name in (
+        "URL",
+        "TOKEN",
+        "TOKEN_FILE",
+        "USERNAME",
+        "KEY",
+        "IDENTITY",
+        "BACKEND",
+        "JSON",
+        "QUIET",
+        "DEBUG",
+    ):
         monkeypatch.delenv(f"PIE_{name}", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

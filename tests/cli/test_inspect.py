@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pie_anyio import PieClient
-from pie_anyio.cli._examples import examples_folder
 from pie_anyio.cli._errors import UserError
+from pie_anyio.cli._examples import examples_folder
 
 from .conftest import Invoke, Served
 
@@ -87,7 +86,7 @@ def test_install_with_a_bad_manifest(invoke: Invoke, manifest: bytes) -> None:
 def test_install_that_the_engine_refuses(served: Served, invoke: Invoke) -> None:
     """The engine's own words are passed on."""
     Path("main.py").write_text("not a component")
-    Path("Pie.toml").write_text(MANIFEST.split("[runtime]")[0])
+    Path("Pie.toml").write_text(MANIFEST.split("[runtime]", maxsplit=1)[0])
     result = invoke("install", "main.py", "Pie.toml", "--url", served.url)
     assert result.code == 1
     assert "WASM" in result.stderr

@@ -14,6 +14,11 @@ from typing import Any
 import anyio
 import pytest
 
+from pie_anyio import AnyEvent, Event, Gap, Return, Stdout, Timings
+from pie_anyio.cli._loop import Cli
+from pie_anyio.cli._run import follow
+from pie_anyio.cli._settings import Settings
+
 from .conftest import Invoke, Served
 
 
@@ -44,7 +49,7 @@ def test_text_values_are_printed_as_text(served: Served, invoke: Invoke) -> None
 def test_json_records(served: Served, invoke: Invoke) -> None:
     """Each event is a line of JSON, between `launched` and `done`."""
     result = invoke("run", "echo@0.1.0", "--json", "--url", served.url, "--input", '{"q": [1]}', "r=2")
-    assert [record["event"] for record in result.records][0] == "launched"
+    assert result.records[0]["event"] == "launched"
     assert {"stdout", "stderr", "message"} <= {record["event"] for record in result.records}
     assert result.record("return")["value"] == {"q": [1], "r": 2}
     assert result.record("done")["receipt"]["returned"] == 1
@@ -206,3 +211,34 @@ def test_an_interrupted_attach_leaves_the_process(served04: Served, invoke: Invo
     future.result(5)
     assert result.code == 130
     assert process_id in served04.live
+
+
+class Script:
+    """Stands for a process with these events."""
+
+    process_id = "abc"
+    return_value = None
+    timings = Timings(submitted=0.0)
+
+    def __init__(self, *events: AnyEvent) -> None:
+        self._events = iter(events)
+
+    def __aiter__(self) -> Script:
+        return self
+
+    async def __anext__(self) -> AnyEvent:
+        for event in self._events:
+            return event
+        raise StopAsyncIteration
+
+
+def test_lost_output_is_marked(capfd: pytest.CaptureFixture[str]) -> None:
+    """Where output is missing, that is said in its place."""
+    cli = Cli(Settings())
+    process: Any = Script(
+        Stdout(Event.Stdout, "a"), Gap(Event.Gap, "three events"), Return(Event.Return, "null")
+    )
+    assert anyio.run(follow, cli, process, None) == 0
+    captured = capfd.readouterr()
+    assert captured.out == "a\nnull\n"
+    assert captured.err == "output was lost here: three events\n"

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from typing import Final, TextIO
 
@@ -29,11 +30,19 @@ Every command takes these options too, after its name. Exit codes: 0 all runs re
 """
 
 
+def own_version() -> str:
+    """Give the version of the installed package; a checkout that was never installed has none."""
+    try:
+        return version("pie-anyio")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
 @click.group(
     epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @shared_options(top=True)
-@click.version_option(package_name="pie-anyio", prog_name="pie-anyio")
+@click.version_option(own_version(), prog_name="pie-anyio")
 def app() -> None:
     """Run programs on a Pie engine: one, or thousands at a time, with nothing left running behind."""
 

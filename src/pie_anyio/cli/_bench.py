@@ -30,10 +30,7 @@ async def bench(cli: Cli, *, program: str, count: int, limit: int, style: Style 
             folder = examples_folder() / "echo"
             await client.install_program(folder / "main.py", folder / "Pie.toml")
         progress = make_progress(style, Tally(count), program, cli.out)
-        try:
-            await _run(client, program, count, limit, progress)
-        finally:
-            cli.account(client)
+        await _run(client, program, count, limit, progress)
     tally, receipt = progress.tally, client.receipt
     cli.out.record(
         "bench",

@@ -13,16 +13,16 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import attrs
 import click
 
-from pie_anyio import AnyOutcome, Failed, MapCall, PieClient, Receipt, Returned
+from pie_anyio import AnyOutcome, Failed, PieClient, Receipt, Returned
 
 from ._demo_report import Report
-from ._errors import UserError
+from ._errors import INTERRUPTED, UserError
 from ._examples import examples_folder
 from ._figures import seconds
 from ._inputs import Item
 from ._journal import outcome_record
 from ._loop import Cli, asynchronous
-from ._output import as_json, receipt_line
+from ._output import as_json
 from ._progress import STYLES, Progress, Style, Tally, make_progress
 
 if TYPE_CHECKING:
@@ -103,7 +103,10 @@ async def demo(cli: Cli, *, count: int, output: str, choice: EngineChoice, style
             )
             progress = make_progress(style, Tally(len(questions)), "questions", cli.out)
             evaluation = _Evaluation(cli, questions, results, progress)
-            await _evaluate(evaluation, engine, folder / "choice")
+            with cli.stoppable():  # the engine is to outlive the runs that are being ended on it
+                await _evaluate(evaluation, engine, folder / "choice")
+    if cli.interrupted:
+        return INTERRUPTED
     report = Report(
         questions=questions,
         answers=evaluation.answers,
@@ -138,47 +141,42 @@ def _results(name: str) -> Generator[IO[str]]:
 
 async def _evaluate(evaluation: _Evaluation, engine: DemoEngine, program: Path) -> None:
     """Ask until every question is answered; a real engine that dies on the way is booted again."""
-    while evaluation.open:
+    while True:
         await _ask(evaluation, engine.url, program)
-        if not evaluation.open:
-            break
+        left = len(evaluation.open)
+        if not left:
+            return
         if evaluation.deaths == _BOOTS or not await engine.revive():
-            evaluation.cli.out.urgent(
-                f"{len(evaluation.open)} questions could not be asked: the connection was lost"
-            )
-            break
+            evaluation.cli.out.urgent(f"{left} questions could not be asked: the connection was lost")
+            return
         evaluation.deaths += 1
         evaluation.cli.out.note(
-            f"the engine died (a known race with software Vulkan devices) and was booted again; "
-            f"{len(evaluation.open)} questions to go"
+            f"the engine died (a known race with software Vulkan devices) and was booted again; {left} questions to go"
         )
 
 
 async def _ask(evaluation: _Evaluation, url: str, program: Path) -> None:
     """Ask the open questions over one connection."""
     out = evaluation.cli.out
-    call: MapCall | None = None
-    try:
-        async with PieClient(url) as client:
-            if not await client.check_program(_PROGRAM):
-                began = monotonic()
-                await client.install_program(program / "main.py", program / "Pie.toml")
-                out.note(f"uploaded {_PROGRAM} in {seconds(monotonic() - began)}")
-            evaluation.progress.restart()
-            call = client.map_processes(
-                _PROGRAM, evaluation.open, limit=_LIMIT, on_error="collect", key=_identify
-            )
+    async with PieClient(url) as client:
+        if not await client.check_program(_PROGRAM):
+            began = monotonic()
+            await client.install_program(program / "main.py", program / "Pie.toml")
+            out.note(f"uploaded {_PROGRAM} in {seconds(monotonic() - began)}")
+        evaluation.progress.restart()
+        call = client.map_processes(
+            _PROGRAM, evaluation.open, limit=_LIMIT, on_error="collect", key=_identify
+        )
+        try:
             async with call as outcomes:
                 with evaluation.progress:
                     async for outcome in outcomes:
                         evaluation.take(outcome, outcomes.live)
-            if not evaluation.open:
-                evaluation.left_running = len(await client.list_processes())
-    finally:
-        if call is not None:
+        finally:
             evaluation.receipts.append(call.receipt)
-            if call.receipt.terminated or call.receipt.unconfirmed:
-                out.urgent(receipt_line(call.receipt))
+            evaluation.cli.account(call.receipt)
+        if not evaluation.open:
+            evaluation.left_running = len(await client.list_processes())
 
 
 def _identify(question: dict[str, Any]) -> str:

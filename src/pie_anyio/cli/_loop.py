@@ -7,15 +7,16 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import anyio
 import click
 
-from pie_anyio import PieClient
+from pie_anyio import PieClient, Receipt
 
-from ._errors import FAILED, INTERRUPTED, diagnose
+from ._errors import INTERRUPTED, diagnose
 from ._output import Output, receipt_line
 from ._settings import Settings, shared_options
 
@@ -23,21 +24,51 @@ _SHOW_CURSOR: Final = "\x1b[?25h"
 
 
 class Cli:
-    """What a command works with: its settings, its output, and a way to connect."""
+    """What a command works with: its settings, its output, a way to connect, and what an interrupt stops."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.out: Output = settings.output()
+        self.interrupted = False
+        self._scope: anyio.CancelScope | None = None
 
-    def connect(self) -> PieClient:
-        """Make the client; the command enters it."""
-        return self.settings.client()
+    @asynccontextmanager
+    async def connect(self) -> AsyncGenerator[PieClient]:
+        """Connect for the length of a block; what did not simply return or fail in it is accounted for at the end.
 
-    def account(self, client: PieClient) -> None:
-        """Print the receipt where there is something to account for beyond what returned or failed."""
-        receipt = client.receipt
+        Raises: as entering a client does.
+
+        Cancellation: what the block started is ended.
+        """
+        client = self.settings.client()
+        try:
+            async with client:
+                yield client
+        finally:
+            self.account(client.receipt)
+
+    def account(self, receipt: Receipt) -> None:
+        """Print a receipt if it tells of more than what returned or failed."""
         if receipt.terminated or not receipt.clean:
             self.out.urgent(receipt_line(receipt))
+
+    @contextmanager
+    def stoppable(self) -> Generator[None]:
+        """Have an interrupt end this block and nothing around it, which goes on behind the block."""
+        with anyio.CancelScope() as scope:
+            outer, self._scope = self._scope, scope
+            try:
+                yield
+            finally:
+                self._scope = outer
+
+    def interrupt(self) -> None:
+        """Stop what is to be stopped; the second time, leave at once."""
+        if self.interrupted or self._scope is None:
+            leave_at_once()
+            return
+        self.interrupted = True
+        self._scope.cancel()
 
 
 def asynchronous(function: Callable[..., Awaitable[int]]) -> Callable[..., int]:
@@ -50,42 +81,39 @@ def asynchronous(function: Callable[..., Awaitable[int]]) -> Callable[..., int]:
         cli = Cli(Settings.of(context))
         backend, backend_options = cli.settings.backend_options()
         main = functools.partial(function, cli, **options)
-        return anyio.run(supervise, main, cli.out, backend=backend, backend_options=backend_options)
+        return anyio.run(supervise, main, cli, backend=backend, backend_options=backend_options)
 
     return callback
 
 
-async def supervise(main: Callable[[], Awaitable[int]], out: Output) -> int:
+async def supervise(main: Callable[[], Awaitable[int]], cli: Cli) -> int:
     """Run a command until it is done or a signal comes; give its exit code.
 
     Cancellation: the command is cancelled.
     """
-    code, failure = FAILED, None
-    scope = anyio.CancelScope()
+    code, failure = INTERRUPTED, None
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_watch, signals, scope, out)
-            with scope:
+            tasks.start_soon(_watch, signals, cli)
+            with cli.stoppable():
                 try:
                     code = await main()
                 except Exception as exc:  # noqa: BLE001 - raised again outside the task group, which would wrap it
                     failure = exc
             tasks.cancel_scope.cancel()
-    if scope.cancel_called:
-        if failure is not None:
-            out.error(diagnose(failure))
+    if failure is None:
+        return INTERRUPTED if cli.interrupted else code
+    if cli.interrupted:
+        cli.out.error(diagnose(failure))
         return INTERRUPTED
-    if failure is not None:
-        raise failure
-    return code
+    raise failure
 
 
-async def _watch(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope, out: Output) -> None:
+async def _watch(signals: AsyncIterator[signal.Signals], cli: Cli) -> None:
     async for number in signals:
-        if scope.cancel_called:
-            leave_at_once()
-        scope.cancel()
-        out.urgent(f"{number.name}: stopping what is running; once more leaves at once")
+        if not cli.interrupted:
+            cli.out.urgent(f"{number.name}: stopping what is running; once more leaves at once")
+        cli.interrupt()
 
 
 def leave_at_once() -> None:

@@ -147,7 +147,11 @@ def _take_errors(job: _Job, group: ExceptionGroup, feed: Feed, progress: Progres
     for error in group.exceptions:
         if isinstance(error, ProcessError) and error.index is not None and feed.holds(error.index):
             outcome = Failed(
-                index=error.index, key=None, process_id=error.process_id, error=error, timings=Timings(submitted=0.0)
+                index=error.index,
+                key=None,
+                process_id=error.process_id,
+                error=error,
+                timings=Timings(submitted=0.0),
             )
             job.journal.write(feed.settle(error.index), outcome)
             progress.tally.add(outcome)

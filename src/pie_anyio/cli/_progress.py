@@ -172,10 +172,6 @@ def make_progress(style: Style | None, tally: Tally, what: str, out: Output) -> 
     """Make the progress that was asked for, or the one that fits where standard error goes to."""
     if style is None:
         style = "none" if out.quiet else "bar" if sys.stderr.isatty() else "plain"
-    match style:
-        case "none":
-            return Progress(tally, what)
-        case "plain":
-            return PlainProgress(tally, what, out)
-        case "bar":
-            return BarProgress(tally, what)
+    if style == "none":
+        return Progress(tally, what)
+    return PlainProgress(tally, what, out) if style == "plain" else BarProgress(tally, what)

@@ -47,15 +47,12 @@ async def run_command(
     """
     value = read_input(text, pairs)
     async with cli.connect() as client:
-        try:
-            call = client.launch_process(program, value, token_budget=token_budget)
-            if detach:
-                return await _detached(cli, client, await call)
-            async with call as process:
-                cli.out.record("launched", process_id=process.process_id, program=program)
-                code = await follow(cli, process, folder)
-        finally:
-            cli.account(client)
+        call = client.launch_process(program, value, token_budget=token_budget)
+        if detach:
+            return await _detached(cli, client, await call)
+        async with call as process:
+            cli.out.record("launched", process_id=process.process_id, program=program)
+            code = await follow(cli, process, folder)
         cli.out.record("done", exit_code=code, receipt=receipt_fields(client.receipt))
         return code
 
@@ -108,11 +105,11 @@ async def follow(cli: Cli, process: Process, folder: str | None) -> int:
                 continue
             case Event.Gap:
                 cli.out.note(f"output was lost here: {event.value}")
-            case _:
-                if not ended_line:
-                    cli.out.stream("\n")
-                return _finish(cli, process)
+            case _:  # the terminal event, which the iteration ends after
+                continue
         cli.out.record(str(event.kind), value=event.value)
+    if not ended_line:
+        cli.out.stream("\n")
     return _finish(cli, process)
 
 
