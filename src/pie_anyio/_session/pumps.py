@@ -27,6 +27,28 @@ class Link:
     bulk: HighWater
     """Holds back uploads and file transfers."""
     last_heard: float = 0.0
+    unheard: bool = False
+    """Something was sent since bytes came in last."""
+    unsent: bytes = b""
+    """The rest of what was framed and did not fit into the socket at once; goes before everything else."""
+    writing: bool = False
+    """The writer is in the middle of a send."""
+
+    def send_soon(self) -> None:
+        """Get what was queued on its way: at once on a quiet connection, else by the writer, together with the rest.
+
+        A request that finds nothing under way would only lose time by waking the writer; one that does finds its way
+        into the same write as its neighbours (as in Nagle's algorithm).
+        """
+        if self.unheard or self.writing or self.unsent or not self.transport.is_direct or self.protocol.bulk_bytes:
+            self.wake.set()
+            return
+        self.unheard = True
+        data = self.protocol.data_to_send()
+        self.unsent = data[self.transport.send_now(data) :]
+        self.update_levels()
+        if self.unsent or self.protocol.wants_write:
+            self.wake.set()
 
     def flush(self) -> None:
         """Route what the core has to say, and have the writer send what it wants to."""
@@ -60,6 +82,7 @@ async def read(link: Link) -> None:
             link.fail(exc)
             return
         link.last_heard = current_time()
+        link.unheard = False
         link.protocol.receive_data(data)
         link.flush()
         if link.router.ended.done:
@@ -71,14 +94,18 @@ async def write(link: Link) -> None:
     """Send what the core wants sent, several messages in one write, until the connection ends."""
     while True:
         await link.wake.wait()
-        while link.protocol.wants_write:
-            data = link.protocol.data_to_send()
+        while link.unsent or link.protocol.wants_write:
+            data = link.unsent or link.protocol.data_to_send()
+            link.unsent = b""
             link.update_levels()
+            link.unheard = link.writing = True
             try:
                 await link.transport.send(data)
             except ConnectionLost as exc:
                 link.fail(exc)
                 return
+            finally:
+                link.writing = False
 
 
 async def keep_alive(link: Link, policy: Keepalive) -> None:

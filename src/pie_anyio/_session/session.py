@@ -290,7 +290,7 @@ class Session(AsyncContextManagerMixin):
             await link.requests.wait_below()
         slot: ReplySlot[tuple[bool, str]] = ReplySlot()
         corr_id = link.protocol.submit(request, slot, urgent=urgent)
-        link.wake.set()
+        link.send_soon()
         try:
             return await slot.wait()
         finally:
@@ -313,7 +313,7 @@ class Session(AsyncContextManagerMixin):
         if link.requests.is_shut:
             await link.requests.wait_below()
         link.protocol.notify(request)
-        link.wake.set()
+        link.send_soon()
 
     # --- runs ------------------------------------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class Session(AsyncContextManagerMixin):
         run.corr_id = link.protocol.submit(request, run, quiet=quiet)
         run.submitted_at = current_time()
         self.registry.launch(run)
-        link.wake.set()
+        link.send_soon()
         return run
 
     def release(self, run: Run) -> None:

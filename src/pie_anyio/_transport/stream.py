@@ -11,6 +11,7 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, aclose_
 from anyio.abc import ByteStream
 
 from .._exceptions import ConnectError, ConnectionLost
+from .direct import DirectSocket, take_over
 from .endpoint import Endpoint
 
 READ_BYTES: Final = 262_144
@@ -43,6 +44,15 @@ class Transport:
             return None
         except _BACKEND_ERRORS as exc:
             raise self._lost(exc) from exc
+
+    def send_now(self, data: bytes) -> int:
+        """Send what can be sent without waiting; give the number of bytes, 0 where the stream has no such way."""
+        return self._stream.send_now(data) if isinstance(self._stream, DirectSocket) else 0
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether ``send_now`` may send anything."""
+        return isinstance(self._stream, DirectSocket)
 
     async def send(self, data: bytes) -> None:
         """Send all of ``data``.
@@ -87,7 +97,8 @@ async def open_transport(endpoint: Endpoint, timeout: float) -> Transport:
     """
     try:
         with fail_after(timeout):
-            return Transport(await endpoint.connect(), endpoint.name)
+            stream = await endpoint.connect()
+            return Transport(stream if endpoint.tls else await take_over(stream), endpoint.name)
     except TimeoutError as exc:
         msg = f"could not connect to {endpoint.name} within {timeout:g} s; is the address right, is a firewall between?"
         raise ConnectError(msg, url=endpoint.name) from exc

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plain socket without a layer in between: a send that can be done at once is done at once.
+
+anyio's own socket stream goes through the event loop at least once for every send, since it may have to wait. A small
+message on a quiet connection never has to wait, and the detour costs more than the sending. So the connected socket is
+taken over from anyio's stream, and anyio is only asked to wait for it where it is not ready.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Final
+
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, notify_closing, wait_readable, wait_writable
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.lowlevel import checkpoint
+
+SUPPORTED: Final = os.name == "posix"
+"""Elsewhere the loops do not wait for sockets of their own accord."""
+
+
+class DirectSocket(ByteStream):
+    """A connected, non-blocking stream socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._closed = False
+
+    def send_now(self, data: bytes) -> int:
+        """Send as much as the system takes at once, without waiting; give the number of bytes.
+
+        Trouble is left for the next ``send`` or ``receive`` to report.
+        """
+        try:
+            return 0 if self._closed else self._socket.send(data)
+        except OSError:
+            return 0
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Wait for data and take it; always passes through the event loop once, so a flood starves nobody."""
+        while True:
+            self._check_open()
+            await wait_readable(self._socket)
+            self._check_open()
+            try:
+                data = self._socket.recv(max_bytes)
+            except BlockingIOError:
+                continue  # woken for nothing
+            except OSError as exc:
+                raise BrokenResourceError from exc
+            if not data:
+                raise EndOfStream
+            return data
+
+    async def send(self, item: bytes) -> None:
+        """Send all of it, waiting where the system takes no more."""
+        left = memoryview(item)
+        await checkpoint()
+        while left:
+            self._check_open()
+            try:
+                left = left[self._socket.send(left) :]
+            except BlockingIOError:
+                await wait_writable(self._socket)
+            except OSError as exc:
+                raise BrokenResourceError from exc
+
+    async def send_eof(self) -> None:
+        """Say that nothing more will be sent."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the peer was quicker
+        await checkpoint()
+
+    async def aclose(self) -> None:
+        """Close the socket, and wake whoever waits for it."""
+        if not self._closed:
+            self._closed = True
+            notify_closing(self._socket)
+            self._socket.close()
+        await checkpoint()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedResourceError
+
+
+async def take_over(stream: ByteStream) -> ByteStream:
+    """Take the socket of a stream that has just been connected; a stream without one is given back as it is.
+
+    Cancellation: nothing is left open.
+    """
+    raw = stream.extra(SocketAttribute.raw_socket, None)
+    if raw is None or not SUPPORTED:
+        return stream
+    own = socket.socket(fileno=os.dup(raw.fileno()))
+    own.setblocking(False)
+    try:
+        await stream.aclose()  # closes its own descriptor; the connection lives on in the duplicate
+    except BaseException:
+        own.close()
+        raise
+    return DirectSocket(own)
