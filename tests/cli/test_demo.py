@@ -152,6 +152,7 @@ def test_a_connection_that_is_lost_without_a_death(invoke: Invoke, monkeypatch: 
     """An engine that lives on after the connection was lost is not booted again; the questions stay open."""
     monkeypatch.setattr(_demo_engine, "RealEngine", Mortal(boots=0))
     monkeypatch.setattr(_demo_engine, "_DEATH_NOTICE", 0.01)
+    monkeypatch.setenv("LP_NUM_THREADS", "1")
     result = invoke("demo", "--questions", "30")
     assert result.code == 1
     assert "could not be asked" in result.stderr

@@ -168,7 +168,7 @@ def test_leaving_at_once_gives_the_cursor_back(
     assert ("\x1b[?25h" in capsys.readouterr().err) == terminal
 
 
-def test_an_error_while_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_stopping(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """What goes wrong during the stop is told, and the code stays 130; a second signal is asked to leave at once."""
     left: list[str] = []
     monkeypatch.setattr(_loop, "leave_at_once", lambda: left.append("left"))
@@ -188,3 +188,4 @@ def test_an_error_while_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert anyio.run(_loop.supervise, main, _loop.Cli(Settings())) == 130
     assert left == ["left"]
+    assert "error: not to be stopped" in capfd.readouterr().err

@@ -175,8 +175,13 @@ async def _ask(evaluation: _Evaluation, url: str, program: Path) -> None:
         finally:
             evaluation.receipts.append(call.receipt)
             evaluation.cli.account(call.receipt)
-        if not evaluation.open:
-            evaluation.left_running = len(await client.list_processes())
+        await _look_around(evaluation, client)
+
+
+async def _look_around(evaluation: _Evaluation, client: PieClient) -> None:
+    """After the last answer, ask the engine what is still running on it."""
+    if not evaluation.open:
+        evaluation.left_running = len(await client.list_processes())
 
 
 def _identify(question: dict[str, Any]) -> str:

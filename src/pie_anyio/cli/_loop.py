@@ -101,12 +101,16 @@ async def supervise(main: Callable[[], Awaitable[int]], cli: Cli) -> int:
                 except Exception as exc:  # noqa: BLE001 - raised again outside the task group, which would wrap it
                     failure = exc
             tasks.cancel_scope.cancel()
-    if failure is None:
-        return INTERRUPTED if cli.interrupted else code
-    if cli.interrupted:
+    return _conclude(cli, code, failure)
+
+
+def _conclude(cli: Cli, code: int, failure: Exception | None) -> int:
+    """Give the exit code; an interrupt counts for more than what went wrong while stopping, which is told only."""
+    if failure is not None and not cli.interrupted:
+        raise failure
+    if failure is not None:
         cli.out.error(diagnose(failure))
-        return INTERRUPTED
-    raise failure
+    return INTERRUPTED if cli.interrupted else code
 
 
 async def _watch(signals: AsyncIterator[signal.Signals], cli: Cli) -> None:
