@@ -81,11 +81,15 @@ def _is_http(url: str) -> bool:
 def _fetch(url: str) -> bytes:
     # Imported here: it costs a tenth of what importing the whole package does, and few programs use it.
     from http.client import HTTPException  # noqa: PLC0415
+    from urllib.error import HTTPError  # noqa: PLC0415
     from urllib.request import urlopen  # noqa: PLC0415
 
     try:
         with urlopen(url, timeout=_REGISTRY_TIMEOUT) as answer:  # noqa: S310 - the scheme was checked
             data: bytes = answer.read(_REGISTRY_BYTES)
+    except HTTPError as exc:
+        exc.close()  # it holds the connection
+        raise
     except HTTPException as exc:
         raise OSError(f"the answer is not HTTP: {exc!r}") from exc
     return data
