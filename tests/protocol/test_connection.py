@@ -802,6 +802,18 @@ def test_the_close_frame_leaves_behind_everything() -> None:
     assert closed == wire.CloseReceived(1000, "done")
 
 
+def test_the_close_frame_waits_for_more_than_one_write() -> None:
+    """It is not framed while anything is queued, however little is asked for at a time."""
+    bench = Bench()
+    for _ in range(3):
+        bench.client.submit(m.Ping())
+    bench.client.close()
+    items = []
+    while bench.client.wants_write:
+        items += bench.read(bench.client.data_to_send(1))
+    assert [type(item) for item in items] == [dict, dict, dict, wire.CloseReceived]
+
+
 def test_nothing_follows_the_close_frame() -> None:
     """Neither a terminate, nor the reset of an upload, nor a pong: RFC 6455 forbids it."""
     bench = Bench()

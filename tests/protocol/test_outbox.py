@@ -116,3 +116,4 @@ def test_counts_are_exact(steps: list[object]) -> None:
         assert outbox.queued_bytes == sum(len(payload) for _, payload in queued)
         assert outbox.bulk_bytes == sum(len(payload) for entry, payload in queued if entry.lane is Lane.BULK)
         assert bool(outbox) is bool(queued)
+        assert outbox._withdrawn == sum(entry.payload is None for lane in outbox._lanes for entry in lane)

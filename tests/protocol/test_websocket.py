@@ -208,6 +208,42 @@ def test_chunking_changes_nothing(stream: bytes) -> None:
     assert run_ours(open_client(), [stream[i : i + 1] for i in range(len(stream))]) == whole
 
 
+OPEN = frame(b"open", fin=False, key=None)
+VIOLATIONS = {
+    "reserved bit": frame(b"x", rsv=1),
+    "two bytes for a short length": frame(b"x", width=2),
+    "two bytes for 125": frame(bytes(125), width=2),
+    "eight bytes for a short length": frame(b"x", width=8),
+    "eight bytes for 65535": frame(bytes(65535), width=8),
+    "masked by a server": frame(b"x", key=KEY),
+    "large and masked by a server": frame(bytes(9000), key=KEY),
+    "unknown opcode": frame(b"x", opcode=3),
+    "unknown control opcode": frame(b"x", opcode=11),
+    "fragmented ping": frame(b"x", opcode=PING, fin=False),
+    "long ping": frame(bytes(126), opcode=PING),
+    "continuation of nothing": frame(b"x", opcode=CONTINUATION),
+    "end of nothing": frame(b"x", opcode=CONTINUATION, fin=False),
+    "message within a message": OPEN + frame(b"x"),
+    "large message within a message": OPEN + frame(bytes(9000)),
+    "text within a message": OPEN + frame(b"x", opcode=TEXT),
+    "text that is not utf-8": frame(b"\xff", opcode=TEXT),
+    "text that ends within a character": frame(b"\xe2\x82", opcode=TEXT),
+    "close of one byte": frame(b"\x03", opcode=CLOSE),
+    "close with a reserved code": frame(b"\x03\xed", opcode=CLOSE),
+    "close with bad text": frame(b"\x03\xe8\xff", opcode=CLOSE),
+}
+
+
+@pytest.mark.parametrize("bad", VIOLATIONS.values(), ids=VIOLATIONS)
+def test_each_violation_ends_reading(bad: bytes) -> None:
+    """Whatever RFC 6455 forbids is refused, as wsproto does, at once or byte by byte; what came before it counts."""
+    stream = frame(b"before") + bad + frame(b"behind")
+    expected = [("binary", b"before"), ("broken",)]
+    assert run_plain(plain(True), stream) == expected
+    assert run_ours(open_client(), [stream]) == expected
+    assert run_ours(open_client(), [stream[i : i + 1] for i in range(len(stream))]) == expected
+
+
 def test_large_messages_are_views_and_small_ones_copies() -> None:
     """A view saves copying; a copy lets go of the buffer that it came in."""
     small, large = open_client().receive_data(frame(bytes(8191)) + frame(bytes(8192)))

@@ -205,21 +205,11 @@ class WebSocket:
                 continue
             if self._may_slice and not self._fragmented:
                 position = _slice_small(data, position, out)
-            available = size - position
-            if available < 2:
-                self._need = 2
+            header = self._read_header(data, position)
+            if header is None:
                 break
+            length, start, minimal = header
             second = data[position + 1]
-            length, start = second & 0x7F, position + 2
-            minimal = True
-            if length >= 126:
-                width = 2 if length == 126 else 8
-                if available < 2 + width:
-                    self._need = 2 + width
-                    break
-                length = int.from_bytes(data[start : start + width], "big")
-                start += width
-                minimal = length > (125 if width == 2 else 0xFFFF)
             start += key_size
             end = start + length
             if data[position] != _BINARY or self._fragmented or second & 0x80 != masked or not minimal:
@@ -235,6 +225,22 @@ class WebSocket:
             out.append(mask(payload, data[start - 4 : start]) if masked else payload)
             position = end
         return position
+
+    def _read_header(self, data: bytes, position: int) -> tuple[int, int, bool] | None:
+        """Give a frame's length, where it ends in the header, and whether it has its shortest form; None: too short."""
+        available = len(data) - position
+        self._need = 2
+        if available < 2:
+            return None
+        length, start = data[position + 1] & 0x7F, position + 2
+        if length < 126:
+            return length, start, True
+        width = 2 if length == 126 else 8
+        if available < 2 + width:
+            self._need = 2 + width
+            return None
+        length = int.from_bytes(data[start : start + width], "big")
+        return length, start + width, length > (125 if width == 2 else 0xFFFF)
 
     def _begin_slow(self, first: int, second: int, length: int, total: int, out: list[Item]) -> int:
         """Decide how many bytes of the frame go to wsproto; a frame that it must refuse is given up to its header."""
