@@ -39,18 +39,6 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 Call = Callable[[PieClient], Awaitable[Any]]
 
-ANSWERED: dict[str, Call] = {
-    "ping": lambda client: client.ping(),
-    "query": lambda client: client.query("model_status", ""),
-    "list_processes": lambda client: client.list_processes(),
-    "check_program": lambda client: client.check_program("echo@0.1.0"),
-    "add_program": lambda client: client.install_program_bytes(CODE, MANIFEST),
-    "launch_process": lambda client: _launch(client),
-    "attach_process": lambda client: _attach(client),
-    "terminate_process": lambda client: client.terminate_process("0b7c9a52-6d0e-4b39-8f0e-2f1f3c1f7a11"),
-    "auth_identify": lambda client: client.authenticate("alice"),
-}
-
 
 async def _launch(client: PieClient) -> None:
     await client.launch_process("echo@0.1.0")
@@ -60,10 +48,23 @@ async def _attach(client: PieClient) -> None:
     await client.attach_process("0b7c9a52-6d0e-4b39-8f0e-2f1f3c1f7a11")
 
 
+ANSWERED: dict[str, Call] = {
+    "ping": lambda client: client.ping(),
+    "query": lambda client: client.query("model_status", ""),
+    "list_processes": lambda client: client.list_processes(),
+    "check_program": lambda client: client.check_program("echo@0.1.0"),
+    "add_program": lambda client: client.install_program_bytes(CODE, MANIFEST),
+    "launch_process": _launch,
+    "attach_process": _attach,
+    "terminate_process": lambda client: client.terminate_process("0b7c9a52-6d0e-4b39-8f0e-2f1f3c1f7a11"),
+    "auth_identify": lambda client: client.authenticate("alice"),
+}
+
+
 @pytest.mark.parametrize("fault", ["ignored", "unanswered"])
 @pytest.mark.parametrize("kind", ANSWERED)
 async def test_a_request_that_is_never_answered(engine: SimulatedEngine, kind: str, fault: str) -> None:
-    """Undecodable to the engine, lost in a session that is none, or blocked: the call can be cancelled, and that is all."""
+    """Undecodable, lost in a session that is none, or blocked: the call can be cancelled, and that is all."""
     with anyio.fail_after(FOR_EVER):
         async with PieClient(engine.connectable, terminate_grace=1) as client:
             if kind != "auth_identify":
@@ -266,7 +267,7 @@ async def test_a_connection_that_is_never_made() -> None:
 
     with anyio.fail_after(FOR_EVER):
         began = anyio.current_time()
-        with pytest.raises(ConnectError, match="within 3 s.*firewall"):
+        with pytest.raises(ConnectError, match=r"within 3 s.*firewall"):
             async with PieClient(Nowhere(), connect_timeout=3):
                 pytest.fail("it connected")
         assert anyio.current_time() - began == pytest.approx(3)

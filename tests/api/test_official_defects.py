@@ -459,8 +459,9 @@ def test_p32_weak_keys_are_named() -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    weak = rsa.generate_private_key(65537, 1024)  # noqa: S505 - to be refused
     with pytest.raises(KeyFileError, match="weak RSA key"):
-        ParsedPrivateKey.parse(rsa.generate_private_key(65537, 1024).private_bytes(*form).decode())
+        ParsedPrivateKey.parse(weak.private_bytes(*form).decode())
     with pytest.raises(KeyFileError, match="unsupported curve"):
         ParsedPrivateKey.parse(ec.generate_private_key(ec.SECP521R1()).private_bytes(*form).decode())
 

@@ -132,7 +132,7 @@ async def test_failures_carry_the_last_output(client: PieClient) -> None:
 
 async def test_a_call_that_is_not_used_warns(client: PieClient, engine: SimulatedEngine) -> None:
     """Like a coroutine that nobody awaits."""
-    with pytest.warns(
+    with pytest.warns(  # noqa: PT031 - other interpreters collect later
         RuntimeWarning, match=r"launch_process\('echo@0.1.0'\) was neither awaited nor entered"
     ):
         client.launch_process("echo@0.1.0")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ async def test_home_is_expanded(
     """The page reads ~/.ssh/id_ed25519."""
     home = key_file.parent / "home"
     (home / ".ssh").mkdir(parents=True)
-    key_file.rename(home / ".ssh" / "id_ed25519")
+    os.rename(key_file, home / ".ssh" / "id_ed25519")
     monkeypatch.setenv("HOME", str(home))
     with anyio.fail_after(5):
         async with SimulatedEngine(profile, port=None, users={"alice": [public_key]}) as engine:

@@ -118,7 +118,7 @@ async def test_the_policy_error_tells_once_and_goes_on() -> None:
     assert buffer.dropped == 3
     with anyio.fail_after(5):
         assert [await buffer.get() for _ in range(3)] == [out(f"{n:010}") for n in range(3)]
-        with pytest.raises(OutputOverflow, match="p-1: 3 events.*process_buffer_bytes") as caught:
+        with pytest.raises(OutputOverflow, match=r"p-1: 3 events.*process_buffer_bytes") as caught:
             await buffer.get()
         assert (caught.value.process_id, caught.value.dropped) == ("p-1", 3)
         buffer.put(out("more"))
@@ -194,7 +194,7 @@ async def test_an_error_comes_after_what_is_buffered() -> None:
     with anyio.fail_after(5):
         assert await buffer.get() == out("last words")
         for _ in range(2):
-            with pytest.raises(ConnectionLost, match="^gone$"):
+            with pytest.raises(ConnectionLost, match=r"^gone$"):
                 await buffer.get()
 
 

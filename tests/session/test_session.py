@@ -302,7 +302,7 @@ async def test_a_close_frame_of_the_engine() -> None:
         async with PieClient(engine.connectable) as client:
             process = await client.launch_process("sleep@0.1.0")
             engine.faults.send_close(1012, "restarting")
-            with pytest.raises(ConnectionLost, match="1012.*restarting") as caught:
+            with pytest.raises(ConnectionLost, match=r"1012.*restarting") as caught:
                 await process.recv()
             assert isinstance(caught.value.__cause__, ConnectionClosed)
             assert caught.value.__cause__.code == 1012
