@@ -17,7 +17,7 @@ from ._progress import STYLES, Progress, Style, Tally, make_progress
 _ECHO = "echo@0.1.0"
 
 
-@click.command("bench")
+@click.command("bench", short_help="Measure throughput and latency")
 @click.argument("program", default=_ECHO)
 @click.option("--count", "-n", type=click.IntRange(min=1), default=200, show_default=True, help="Runs.")
 @click.option("--limit", type=click.IntRange(min=1), default=16, show_default=True, help="Runs at a time.")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PROGRAM: Final = "choice@0.1.0"
 _LIMIT: Final = 16
-_BOOTS: Final = 8
+_BOOTS: Final = 30
 """How often the engine may die before the demonstration gives up."""
 
 
@@ -67,7 +67,7 @@ class _Evaluation:
             self.progress.add(outcome, live)
 
 
-@click.command("demo")
+@click.command("demo", short_help="See an evaluation from end to end")
 @click.option(
     "--questions", "count", type=click.IntRange(1, 158), default=120, show_default=True, help="How many."
 )

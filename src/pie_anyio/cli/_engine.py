@@ -15,7 +15,7 @@ from ._errors import FAILED, UserError
 from ._loop import Cli, asynchronous
 
 
-@click.command("engine")
+@click.command("engine", short_help="Serve a simulated engine, or the real one")
 @click.option("--simulated/--real", "simulated", default=True, help="Python functions, or the engine itself.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one."

@@ -31,7 +31,7 @@ _SUFFIXES: Final = {
 """Figures that every engine has, each behind the name of a model, which may contain dots itself."""
 
 
-@click.command("ping")
+@click.command("ping", short_help="Measure how long the engine takes to answer")
 @click.option("--count", "-c", type=click.IntRange(min=1), default=4, show_default=True, help="How many.")
 @click.option(
     "--interval", type=click.FloatRange(min=0), default=0.2, show_default=True, help="Seconds between two."
@@ -64,7 +64,7 @@ def _generation(client: PieClient) -> str:
     return f"engine generation {client.generation or 'unknown'}"
 
 
-@click.command("status")
+@click.command("status", short_help="Show the engine's figures")
 @click.option("--full", is_flag=True, help="Every figure that the engine gives, under its own name.")
 @asynchronous
 async def status(cli: Cli, *, full: bool) -> int:
@@ -99,7 +99,7 @@ def _figures(text: str) -> dict[str, Any] | None:
     return figures if is_object(figures) else None
 
 
-@click.command("install")
+@click.command("install", short_help="Upload a program")
 @click.argument("program_file", type=click.Path(exists=True, dir_okay=False))
 @click.argument("manifest", type=click.Path(exists=True, dir_okay=False))
 @click.option("--force", is_flag=True, help="Replace what is installed under the same name and version.")

@@ -47,7 +47,7 @@ class _Job:
     options: dict[str, Any]
 
 
-@click.command("map")
+@click.command("map", short_help="Run a program over a file of inputs")
 @click.argument("program")
 @click.argument("source", metavar="IN.jsonl", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option(

@@ -18,7 +18,7 @@ _CONFIRM_LIMIT: Final = 5.0
 _CONFIRM_INTERVAL: Final = 0.05
 
 
-@click.command("ps")
+@click.command("ps", short_help="List the running processes")
 @asynchronous
 async def ps(cli: Cli) -> int:
     """List the running processes: on 0.4 your own, on 0.5 everybody's."""
@@ -67,7 +67,7 @@ def match_id(rows: Sequence[dict[str, Any]], text: str) -> str:
     raise UserError(msg)
 
 
-@click.command("kill")
+@click.command("kill", short_help="End processes")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "everything", is_flag=True, help="All that 'ps' lists: on 0.5, other people's too.")
 @asynchronous
@@ -136,7 +136,7 @@ async def _borrow(client: PieClient, text: str) -> Process:
     return process
 
 
-@click.command("signal")
+@click.command("signal", short_help="Send a message to a detached process (0.4)")
 @click.argument("process_id")
 @click.argument("message")
 @asynchronous
@@ -154,7 +154,7 @@ async def signal_command(cli: Cli, *, process_id: str, message: str) -> int:
     return OK
 
 
-@click.command("send-file")
+@click.command("send-file", short_help="Send a file to a detached process (0.4)")
 @click.argument("process_id")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False))
 @asynchronous

@@ -18,7 +18,7 @@ from ._output import neutralised, receipt_fields
 from ._processes import resolve_id
 
 
-@click.command("run")
+@click.command("run", short_help="Run one program")
 @click.argument("program")
 @click.argument("pairs", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
@@ -69,7 +69,7 @@ async def _detached(cli: Cli, client: PieClient, process: Process) -> int:
     return OK
 
 
-@click.command("attach")
+@click.command("attach", short_help="Follow a process that is already running")
 @click.argument("process_id")
 @click.option(
     "--files", "folder", metavar="DIR", type=click.Path(file_okay=False), help="Save received files here."
