@@ -125,8 +125,9 @@ async def connect_and_authenticate(place: Place) -> None:
 @_program
 async def launch_and_stream(place: Place) -> None:
     """The loop of the page, to the last branch."""
-    handle_message: list[str] = []
-    save_blob: list[bytes] = []
+    handle_message: list[object] = []
+    save_blob: list[object] = []
+    answer = None
     async with PieClient(place.url) as client:
         key = ParsedPrivateKey.from_file(place.key_file)
         await client.authenticate("alice", key)
@@ -297,10 +298,11 @@ async def by_process_id(place: Place) -> None:
         await client.terminate_process(first.process_id)
         await second.terminate()
         for process in (first, second):
-            event = None
-            while event != Event.Error:
+            while True:
                 event, value = await process.recv()
                 assert event != Event.Return
+                if event == Event.Error:
+                    break
             assert value == "Signal"
         ids = {row["id"] for row in await client.list_processes()}
         assert not ids & {first.process_id, second.process_id}

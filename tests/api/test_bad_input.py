@@ -413,7 +413,7 @@ async def test_bad_program_names(client: PieClient, engine: SimulatedEngine, nam
         with pytest.raises(InvalidRequest, match=message):
             await client.check_program(name)
         assert engine.received_counts["launch_process"] == 0
-        assert await client.run_process("echo@0.1.0", 1)
+        assert (await client.run_process("echo@0.1.0", 1)).value == 1
     assert client.receipt.started == 1
 
 
@@ -571,10 +571,11 @@ async def test_a_file_that_shrinks_while_it_is_sent(
 ) -> None:
     """The upload fails here, and the engine forgets what it has of it."""
     from pie_anyio import _client
+    from pie_anyio._session import uploads
 
     path = tmp_path / "program.wasm"
     path.write_bytes(bytes(600_000))
-    measured = _client.open_content
+    measured = uploads.open_content
 
     async def measure(source: Any) -> Any:
         content = await measured(source)
@@ -595,11 +596,12 @@ async def test_a_file_that_goes_away(
 ) -> None:
     """Between measuring and sending it."""
     from pie_anyio import _client
+    from pie_anyio._session import uploads
 
     path, manifest = tmp_path / "program.wasm", tmp_path / "Pie.toml"
     path.write_bytes(b"code")
     manifest.write_text(MANIFEST, encoding="utf-8")
-    measured = _client.open_content
+    measured = uploads.open_content
 
     async def measure(source: Any) -> Any:
         content = await measured(source)

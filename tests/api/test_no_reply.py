@@ -146,7 +146,7 @@ async def test_text_frames_are_never_sent(engine: SimulatedEngine) -> None:
     with anyio.fail_after(FOR_EVER):
         async with PieClient(engine.connectable) as client:
             for session in engine.sessions:
-                session._receive_text = seen.append  # type: ignore[method-assign]
+                session._receive_text = seen.append  # type: ignore[method-assign,assignment]
             await client.run_process("echo@0.1.0", 1)
             process = await client.launch_process("talk@0.1.0", 2)
             await process.signal("quit")

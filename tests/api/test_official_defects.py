@@ -100,7 +100,7 @@ async def test_p04_what_comes_after_the_end_fails_too(client: PieClient, engine:
         for _ in range(2):
             for call in (process.recv, process.result, process.wait, client.ping, client.list_processes):
                 with pytest.raises(ConnectionLost):
-                    await call()  # type: ignore[operator]
+                    await call()
             with pytest.raises(ConnectionLost):
                 await process.signal("x")
             with pytest.raises(ConnectionLost):

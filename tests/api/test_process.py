@@ -135,7 +135,7 @@ async def test_a_call_that_is_not_used_warns(client: PieClient, engine: Simulate
     with pytest.warns(  # noqa: PT031 - other interpreters collect later
         RuntimeWarning, match=r"launch_process\('echo@0.1.0'\) was neither awaited nor entered"
     ):
-        client.launch_process("echo@0.1.0")
+        client.launch_process("echo@0.1.0")  # type: ignore[unused-awaitable]
         gc.collect()
     assert not engine.received
 
@@ -288,7 +288,7 @@ async def test_an_upload_holds_a_window_and_not_the_file(engine: SimulatedEngine
                 levels.append(protocol.bulk_bytes)
                 return result
 
-            protocol.upload_chunk = note  # type: ignore[method-assign]
+            protocol.upload_chunk = note  # type: ignore[method-assign,assignment]
             await client.install_program(path, tmp_path / "Pie.toml")
     assert len(levels) == 31
     assert max(levels) < 1_200_000
@@ -349,7 +349,7 @@ def test_endings_as_errors() -> None:
         EndKind.LOST: ProcessLost,
         EndKind.WITHDRAWN: ProcessLost,
     }.items():
-        error = ending_error(run, Ending(kind, "text"), index=3, key="k")
+        error: Any = ending_error(run, Ending(kind, "text"), index=3, key="k")
         assert type(error) is cls
         assert (error.index, error.key, error.program) == (3, "k", "p@0.1.0")
         assert "launch of p@0.1.0" in str(error)

@@ -100,7 +100,7 @@ async def test_reading_loses_no_event(profile: Any, how: How) -> None:
                 return "end"
 
             process = await client.launch_process("count@0.1.0")
-            got: list[str] = []
+            got: list[object] = []
 
             async def read() -> None:
                 async for event in process:

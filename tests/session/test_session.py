@@ -238,7 +238,7 @@ async def test_any_byte_counts_as_life() -> None:
                 nonlocal pings
                 pings += 1
 
-            client.session.link.protocol.ping = count  # type: ignore[assignment,method-assign]
+            client.session.link.protocol.ping = count  # type: ignore[method-assign]
             assert (await client.run_process("tick@0.1.0")).value == "done"
             assert pings == 0
 
@@ -473,7 +473,7 @@ async def test_what_the_engine_never_confirms_is_listed() -> None:
             engine.faults.ignored.clear()
             await other.terminate_process(process.process_id)
             await process.wait()
-            assert client.receipt.unconfirmed == ()
+            assert not client.receipt.unconfirmed
             assert client.receipt.terminated == 1
 
 

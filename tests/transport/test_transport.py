@@ -159,7 +159,12 @@ def test_a_ring_of_causes_is_no_trap() -> None:
 async def test_a_cancelled_tls_handshake_closes_the_stream() -> None:
     """The peer sees the end and is not left with an open connection."""
     served: list[ByteStream] = []
-    connectable = MemoryConnectable(wrap_server=lambda stream: served.append(stream) or stream)  # type: ignore[func-returns-value]
+
+    def keep(stream: ByteStream) -> ByteStream:
+        served.append(stream)
+        return stream
+
+    connectable = MemoryConnectable(wrap_server=keep)
     endpoint: Any = parse_endpoint("wss://h:1")
     import attrs
 
