@@ -26,6 +26,7 @@ from pie_anyio import (
     Return,
     Stderr,
     Stdout,
+    TransferError,
 )
 from pie_anyio._process import ending_error
 from pie_anyio._session.registry import Ending, EndKind, Run
@@ -340,15 +341,64 @@ async def test_an_upload_after_one_that_was_cut_off(
         assert engine.received_counts["add_program"] == 6
 
 
+async def test_a_file_that_cannot_be_read_any_more(
+    client: PieClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of it; the connection goes on."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(bytes(600_000))
+
+    async def fail(self: Any, size: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with anyio.fail_after(5):
+        async with client.launch_process("take@0.1.0") as process:
+            await process.recv()
+            with monkeypatch.context() as patch:
+                patch.setattr(anyio.AsyncFile, "read", fail)
+                with pytest.raises(
+                    TransferError, match=r"file\.bin can no longer be read: Input/output error"
+                ):
+                    await process.transfer_file(path)
+            await client.ping()
+
+
+async def test_requests_wait_while_the_engine_does_not_read(engine: SimulatedEngine) -> None:
+    """Above the high-water mark of the outbox; when the connection goes they know that nothing was sent."""
+    with anyio.fail_after(5):
+        async with PieClient(engine.connectable, limits=Limits(outbox_bytes=1000)) as client:
+            await client.ping()
+            link = client.session.link
+            async with anyio.create_task_group() as tasks:
+                link.requests.add(5000)
+                tasks.start_soon(client.ping)
+                await anyio.wait_all_tasks_blocked()
+                assert engine.received_counts["ping"] == 1
+                link.requests.remove(5000)
+            assert engine.received_counts["ping"] == 2
+            link.requests.add(5000)
+            async with anyio.create_task_group() as tasks:
+
+                async def ask() -> None:
+                    with pytest.raises(ConnectionLost) as caught:
+                        await client.ping()
+                    assert caught.value.issued is False
+
+                tasks.start_soon(ask)
+                await anyio.wait_all_tasks_blocked()
+                engine.faults.drop_connections()
+
+
 def test_endings_as_errors() -> None:
     """Each kind has its class; what never left is marked as safe to repeat."""
     run = Run("p@0.1.0", 1, None, None)  # type: ignore[arg-type]
-    for kind, cls in {
+    classes: dict[EndKind, Any] = {
         EndKind.FAILED: ProcessFailed,
         EndKind.TERMINATED: ProcessTerminated,
         EndKind.LOST: ProcessLost,
         EndKind.WITHDRAWN: ProcessLost,
-    }.items():
+    }
+    for kind, cls in classes.items():
         error: Any = ending_error(run, Ending(kind, "text"), index=3, key="k")
         assert type(error) is cls
         assert (error.index, error.key, error.program) == (3, "k", "p@0.1.0")
