@@ -136,8 +136,8 @@ class MapCall(AsyncContextManagerMixin):
 
     def _raise_errors(self, runner: MapRunner) -> None:
         """Raise what ended the map, now that everything has been stopped."""
-        if runner.input_error is not None:
-            raise runner.input_error
+        if runner.error is not None:
+            raise runner.error
         policy = self._policy
         if policy.exceeded:
             counts = f"{policy.failures} of {policy.finished} finished runs"
@@ -166,6 +166,7 @@ class MapCall(AsyncContextManagerMixin):
 
         Raises:
             ExceptionGroup: too many runs have failed; the others were stopped.
+            Exception: whatever the inputs raised, or kept every run from being launched.
             InvalidRequest: the map was not entered.
 
         Cancellation: loses no outcome.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
-from anyio import CancelScope, create_task_group, current_time, sleep
+from anyio import CancelScope, Semaphore, create_task_group, current_time, sleep
 from anyio.abc import TaskGroup
 
 from ._exceptions import (
@@ -65,20 +65,20 @@ class MapRunner:
         self.fleet = fleet
         self._source = source
         self._limit = limit
+        # Runs that wait to be tried again hold no permit; without a bound of their own they would pile up.
+        self._places = Semaphore(limit.maximum, fast_acquire=True)
         self.policy = policy
         self._outcomes = outcomes
         self._options = options
         self._scope = CancelScope()
         self._progressed_at = 0.0
-        self.input_error: Exception | None = None
+        self.error: Exception | None = None
+        """What ended the map, other than failures of runs: the inputs broke, or no run could be had at all."""
 
     # --- the map as a whole ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run everything; returns when all items have ended, or all that had begun were stopped.
-
-        Raises:
-            PieError: no run can be had at all; it was not for lack of a connection.
 
         Cancellation: every live run is ended, within the grace period of the client.
         """
@@ -88,6 +88,8 @@ class MapRunner:
                 async with create_task_group() as tasks:
                     await self._produce(tasks)
             self.policy.conclude()
+        except Exception as exc:  # noqa: BLE001 - whoever takes the outcomes is told, who else may not be waiting
+            self.error = exc
         finally:
             self._outcomes.finish()
 
@@ -99,6 +101,7 @@ class MapRunner:
         """Take the inputs, all in this one task: a generator may hold cancel scopes open, which belong to a task."""
         while True:
             await self._outcomes.reserve()
+            await self._places.acquire()
             permit = Permit(self._limit)
             item = None
             try:
@@ -120,7 +123,7 @@ class MapRunner:
             item = await self._source.pull()
             await permit.take()
         except Exception as exc:  # noqa: BLE001 - the inputs broke, in their own way: that is for the caller to see
-            self.input_error = exc
+            self.error = exc
             if self.policy.tolerance == 0:
                 self.stop()
             return None
@@ -133,6 +136,7 @@ class MapRunner:
             outcome = await self._run_item(item, permit)
         finally:
             permit.give_back()
+            self._places.release()
         self._hand_over(outcome)
 
     async def _run_item(self, item: Item, permit: Permit) -> AnyOutcome:

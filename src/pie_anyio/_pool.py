@@ -62,16 +62,15 @@ class ClientPool(AsyncContextManagerMixin):
         while usable := [session for session in self._live if session.is_connected]:
             session = min(usable, key=self._live.__getitem__)
             self._live[session] += 1
-            picked = False
             try:
                 await session.ready()
-                picked = True
-                return session
             except ConnectionLost:
-                pass  # it went away while it logged in: there may be others
-            finally:
-                if not picked:
-                    self._live[session] -= 1
+                self._live[session] -= 1  # it went away while it logged in: there may be others
+            except BaseException:
+                self._live[session] -= 1
+                raise
+            else:
+                return session
         msg = (
             "every connection of the pool is gone"
             if self._live

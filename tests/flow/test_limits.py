@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A limit that gives way: strict, in order, and never lost by a cancellation."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from pie_anyio._flow.limits import AdaptiveLimit, Permit
+
+
+def refuse(limit: AdaptiveLimit, episodes: int) -> None:
+    """Have so many separate refusals."""
+    for _ in range(episodes):
+        limit.refused()
+        limit._episode = False
+
+
+@pytest.mark.parametrize("maximum", [0, -1])
+def test_a_limit_lets_something_through(maximum: int) -> None:
+    """None at all would wait for ever."""
+    with pytest.raises(ValueError, match="at least 1"):
+        AdaptiveLimit(maximum)
+
+
+async def test_permits_are_bounded_and_served_in_order() -> None:
+    """A waiter gets what is given back, before one that comes later."""
+    limit = AdaptiveLimit(2)
+    order: list[int] = []
+    permits = [Permit(limit) for _ in range(4)]
+
+    async def take(number: int) -> None:
+        await permits[number].take()
+        order.append(number)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for number in range(4):
+                tasks.start_soon(take, number)
+                await anyio.wait_all_tasks_blocked()
+            assert (limit.held, limit.current, limit.maximum) == (2, 2, 2)
+            permits[0].give_back()
+            await anyio.wait_all_tasks_blocked()
+            assert order == [0, 1, 2]
+            permits[1].give_back()
+            await anyio.wait_all_tasks_blocked()
+            assert order == [0, 1, 2, 3]
+    permits[2].give_back()
+    permits[3].give_back()
+    assert limit.held == 0
+
+
+async def test_a_permit_is_given_back_once() -> None:
+    """Giving back what is not held does nothing; it may be taken again."""
+    limit = AdaptiveLimit(1)
+    permit = Permit(limit)
+    permit.give_back()
+    await permit.take()
+    permit.give_back()
+    permit.give_back()
+    assert limit.held == 0
+    await permit.take()
+    assert limit.held == 1
+    permit.give_back()
+
+
+async def test_cancelling_a_wait_takes_nothing() -> None:
+    """Nor what is handed over in the same turn of the loop: it goes to the next."""
+    limit = AdaptiveLimit(1)
+    first, second, third = Permit(limit), Permit(limit), Permit(limit)
+    await first.take()
+    scope = anyio.CancelScope()
+
+    async def wait() -> None:
+        with scope:
+            await second.take()
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(third.take)
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+            first.give_back()
+            await anyio.wait_all_tasks_blocked()
+            second.give_back()
+    assert limit.held == 1
+    third.give_back()
+
+
+async def test_refusals_cut_once_per_episode() -> None:
+    """By a fifth, and never below one."""
+    limit = AdaptiveLimit(10)
+    for _ in range(7):
+        limit.refused()
+    assert limit.current == 8
+    limit.succeeded()
+    limit.refused()
+    assert limit.current == 6
+    refuse(limit, 20)
+    assert limit.current == 1
+
+
+async def test_successes_in_a_row_raise_it() -> None:
+    """As many as may run at a time, for each step, up to the maximum."""
+    limit = AdaptiveLimit(4)
+    refuse(limit, 3)
+    assert limit.current == 1
+    steps = []
+    for _ in range(9):
+        limit.succeeded()
+        steps.append(limit.current)
+    assert steps == [2, 2, 3, 3, 3, 4, 4, 4, 4]
+    refuse(limit, 1)
+    limit.succeeded()
+    limit.succeeded()
+    limit.refused()
+    limit.succeeded()
+    assert limit.current == 2
+
+
+async def test_a_cut_takes_nothing_back_and_a_rise_wakes() -> None:
+    """Whoever holds a permit keeps it; the next one waits until there is room below the cut."""
+    limit = AdaptiveLimit(2)
+    one, two, three = Permit(limit), Permit(limit), Permit(limit)
+    await one.take()
+    await two.take()
+    limit.refused()
+    assert (limit.current, limit.held) == (1, 2)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(three.take)
+            await anyio.wait_all_tasks_blocked()
+            one.give_back()
+            await anyio.wait_all_tasks_blocked()
+            assert limit.held == 1
+            limit.succeeded()
+            await anyio.wait_all_tasks_blocked()
+            assert limit.held == 2
+    two.give_back()
+    three.give_back()
