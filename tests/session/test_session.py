@@ -13,6 +13,7 @@ from tests.api.conftest import add_programs
 from pie_anyio import (
     ConnectionClosed,
     ConnectionLost,
+    EngineError,
     Event,
     Generation,
     Keepalive,
@@ -513,3 +514,37 @@ async def test_an_abandoned_attach_touches_nothing() -> None:
         assert client.receipt.detached == 1
         assert pid in engine.live_processes
         assert Event.Error.value not in engine.received_counts
+
+
+async def test_any_request_may_be_refused() -> None:
+    """With the engine's words, under the request's name."""
+    async with engine_of("v05") as engine:
+        async with PieClient(engine.connectable) as client:
+            engine.faults.answers["ping"] = (False, "not now")
+            with pytest.raises(EngineError, match="ping: not now"):
+                await client.ping()
+            engine.faults.answers["list_processes"] = (False, "not this")
+            with pytest.raises(EngineError, match="list_processes: not this"):
+                await client.list_processes()
+
+
+async def test_calls_of_tools_go_to_their_handler() -> None:
+    """Where there is none, they are passed over."""
+    call = {
+        "type": "mcp_request",
+        "corr_id": 1,
+        "process_id": "p",
+        "server_name": "s",
+        "method": "m",
+        "params": "{}",
+    }
+    seen: list[str] = []
+    async with engine_of("v04") as engine:
+        async with PieClient(engine.connectable) as client:
+            await client.ping()
+            engine.faults.send_message(call)
+            await client.ping()
+            client.session.tool_handler = lambda request: seen.append(request.method)
+            engine.faults.send_message(call)
+            await client.ping()
+    assert seen == ["m"]
