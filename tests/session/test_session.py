@@ -520,9 +520,10 @@ async def test_any_request_may_be_refused() -> None:
     """With the engine's words, under the request's name."""
     async with engine_of("v05") as engine:
         async with PieClient(engine.connectable) as client:
-            engine.faults.answers["ping"] = (False, "not now")
-            with pytest.raises(EngineError, match="ping: not now"):
-                await client.ping()
+            await client.ping()
+            engine.faults.answers["check_program"] = (False, "not now")
+            with pytest.raises(EngineError, match=r"check_program echo@0\.1\.0: not now"):
+                await client.check_program("echo@0.1.0")
             engine.faults.answers["list_processes"] = (False, "not this")
             with pytest.raises(EngineError, match="list_processes: not this"):
                 await client.list_processes()
