@@ -71,7 +71,7 @@ def decode_fields(payload: Payload) -> Fields:
         value = cast("Any", exc).unpacked
     except UnicodeDecodeError:
         value = _decode_lenient(payload)
-    except (ValueError, TypeError) as exc:  # every msgpack error is the former; an unhashable map key the latter
+    except (ValueError, TypeError) as exc:  # every msgpack error is the former, an unhashable key the latter
         msg = f"not a MessagePack message: {type(exc).__name__}"
         raise DecodeError(msg, _salvage(payload)) from exc
     if type(value) is not dict:
@@ -232,22 +232,24 @@ def _as_bytes(value: Any) -> bytes:
     if type(value) is str:
         return value.encode()
     if type(value) is list:
-        return bytes(value)
+        return bytes(cast("list[int]", value))
     if type(value) is not bytes:
         raise TypeError
     return value
 
 
-def _as_texts(value: Any) -> list[str]:
+def _as_list(value: Any) -> Any:
     if type(value) is not list:
         raise TypeError
-    return [_as_text(item) for item in value]
+    return cast("Any", value)
+
+
+def _as_texts(value: Any) -> list[str]:
+    return [_as_text(item) for item in _as_list(value)]
 
 
 def _as_budgets(value: Any) -> list[int | None]:
-    if type(value) is not list:
-        raise TypeError
-    return [None if item is None else _as_unsigned(item) for item in value]
+    return [None if item is None else _as_unsigned(item) for item in _as_list(value)]
 
 
 _COERCIONS: Final[dict[str, Any]] = {

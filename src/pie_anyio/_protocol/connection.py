@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .._events import Event, File, Message, Stderr, Stdout
 from .._exceptions import (
@@ -51,7 +51,7 @@ _OUTPUT: Final[dict[str, tuple[Any, Event]]] = {
     "message": (Message, Event.Message),
 }
 _LOGINS: Final = frozenset(["auth_identify", "auth_prove", "auth_by_token"])
-_new = tuple.__new__
+_new = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 class ClientProtocol:
@@ -483,17 +483,14 @@ class ClientProtocol:
     def _receive_text(self, text: str) -> None:
         """Read a text frame: 0.5 reports turns and errors that way; 0.4 never sends any."""
         try:
-            notice = json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError):
-            notice = None
-        if (
-            isinstance(notice, dict)
-            and notice.get("type") == "error"
-            and isinstance(notice.get("message"), str)
-        ):
+            value = None
+        notice = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        if notice.get("type") == "error" and isinstance(notice.get("message"), str):
             self.last_notice = notice["message"][:500]
             self._events.append(core.NoticeReceived(self.last_notice))
-        elif not (isinstance(notice, dict) and notice.get("type") == "turn_done"):
+        elif notice.get("type") != "turn_done":
             self.ignored += 1
 
     def _receive_damaged(self, exc: codec.DecodeError) -> None:

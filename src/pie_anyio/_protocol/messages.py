@@ -112,7 +112,11 @@ class LaunchProcess(Request):
 
     def fields(self) -> dict[str, object]:
         """Give the fields, spelt out: a fan-out sends little else."""
-        fields = {"inferlet": self.inferlet, "input": self.input, "capture_outputs": self.capture_outputs}
+        fields: dict[str, object] = {
+            "inferlet": self.inferlet,
+            "input": self.input,
+            "capture_outputs": self.capture_outputs,
+        }
         return fields if self.token_budget is None else {**fields, "token_budget": self.token_budget}
 
 
@@ -246,7 +250,14 @@ for _cls in REQUESTS.values():
 
 # What 0.5 removed from the vocabulary; there they are undecodable.
 REMOVED_IN_05: Final = frozenset(
-    ["auth_by_token", "launch_processes", "run_processes", "launch_daemon", "register_mcp_server", "mcp_response"]
+    [
+        "auth_by_token",
+        "launch_processes",
+        "run_processes",
+        "launch_daemon",
+        "register_mcp_server",
+        "mcp_response",
+    ]
 )
 
 

@@ -24,7 +24,7 @@ _KINDS: Final[dict[bytes, tuple[Any, Event]]] = {
     b"\xa5event\xa6stderr\xa5value": (Stderr, Event.Stderr),
     b"\xa5event\xa7message\xa5valu": (Message, Event.Message),
 }
-_new: Final = tuple.__new__
+_new: Final = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def read_output(payload: bytes, wanted: dict[bytes, ProcessRecord]) -> ProcessOutput | None:

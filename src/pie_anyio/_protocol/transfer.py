@@ -30,7 +30,7 @@ class ChunkRefused(ValueError):
 class _Download:
     total: int
     name: str | None
-    parts: list[bytes] = attrs.Factory(list)
+    parts: list[bytes] = attrs.Factory(list[bytes])
     size: int = 0
     hasher: blake3.blake3 = attrs.Factory(blake3.blake3)
 

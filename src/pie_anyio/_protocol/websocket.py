@@ -10,7 +10,7 @@ where the next frame begins.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import attrs
 from wsproto import ConnectionType, WSConnection
@@ -265,7 +265,7 @@ class WebSocket:
 
     def _take(self, event: ws.Event, out: list[Item]) -> None:
         match event:
-            case ws.Message():
+            case ws.TextMessage() | ws.BytesMessage():
                 self._assemble(event, out)
             case ws.Ping() if self._ws.state is WsState.OPEN:
                 # Only the newest needs an answer (RFC 6455, section 5.5.3), so a flood of pings takes no memory.
@@ -284,11 +284,11 @@ class WebSocket:
             case _:  # a ping behind our own close frame; wsproto has no other event after the handshake
                 pass
 
-    def _assemble(self, event: ws.Message[Any], out: list[Item]) -> None:
+    def _assemble(self, event: ws.TextMessage | ws.BytesMessage, out: list[Item]) -> None:
         # One buffer, not a list of parts: a message may come in as many parts as it has bytes.
-        text = isinstance(event, ws.TextMessage)
-        self._message += event.data.encode() if text else event.data
+        self._message += event.data.encode() if isinstance(event, ws.TextMessage) else event.data
         if event.message_finished:
+            text = isinstance(event, ws.TextMessage)
             out.append(TextReceived(self._message.decode()) if text else bytes(self._message))
             self._message = bytearray()
             self._message_size = 0
