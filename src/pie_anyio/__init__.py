@@ -40,6 +40,7 @@ from ._exceptions import RemoteProtocolError as RemoteProtocolError
 from ._exceptions import SessionError as SessionError
 from ._exceptions import TransferError as TransferError
 from ._exceptions import UnsupportedByEngine as UnsupportedByEngine
+from ._flow.backoff import Backoff as Backoff
 from ._inferlet import Inferlet as Inferlet
 from ._inferlet import inferlet as inferlet
 from ._keys import InsecureKeyFileWarning as InsecureKeyFileWarning
@@ -67,7 +68,6 @@ from ._process import Timings as Timings
 from ._receipt import Receipt as Receipt
 from ._ssh_agent import AgentKey as AgentKey
 from ._ssh_agent import agent_signers as agent_signers
-from ._transport.backoff import Backoff as Backoff
 from ._types import Capabilities as Capabilities
 from ._types import Generation as Generation
 from ._types import Keepalive as Keepalive

@@ -23,6 +23,7 @@ from anyio.lowlevel import checkpoint
 from ._client import ProcessClient
 from ._exceptions import InvalidRequest, PieError, ProcessError
 from ._fleet import Fleet
+from ._flow.backoff import Backoff
 from ._flow.limits import AdaptiveLimit
 from ._flow.scopes import raise_single
 from ._inferlet import Inferlet
@@ -35,7 +36,6 @@ from ._pool import ClientPool
 from ._process import decode_value
 from ._programs import program_name
 from ._receipt import Receipt
-from ._transport.backoff import Backoff
 
 __all__ = ["MapCall", "first_completed", "map_processes"]
 

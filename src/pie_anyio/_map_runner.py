@@ -24,6 +24,7 @@ from ._exceptions import (
     SessionError,
 )
 from ._fleet import EndKind, Fleet, Run
+from ._flow.backoff import Backoff
 from ._flow.limits import AdaptiveLimit, Permit
 from ._flow.scopes import raise_single
 from ._inferlet import Inferlet
@@ -32,7 +33,6 @@ from ._map_queue import OutcomeQueue
 from ._map_source import Item, Source
 from ._outcomes import AnyOutcome, Failed, Lost, NotStarted, Returned, Terminated
 from ._process import Timings, ending_error, timings_of
-from ._transport.backoff import Backoff
 
 
 @attrs.frozen(kw_only=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 from ._client import ProcessClient
 from ._exceptions import InvalidRequest
+from ._flow.backoff import Backoff
 from ._inferlet import Inferlet
 from ._map import ADMISSION_TIMEOUT, BACKOFF, DEFAULT_LIMIT, MapCall, first_completed, map_processes
 from ._map_policy import OnError
 from ._outcomes import Returned
 from ._process import Process
-from ._transport.backoff import Backoff
 
 __all__ = ["PieClient"]
 

@@ -12,8 +12,8 @@ from anyio import AsyncContextManagerMixin
 from ._client import ProcessClient
 from ._exceptions import ConnectionClosed, ConnectionLost, InvalidRequest
 from ._receipt import Receipt
+from ._session.options import EndpointLike
 from ._session.session import Session
-from ._transport.endpoint import EndpointLike
 
 __all__ = ["ClientPool"]
 

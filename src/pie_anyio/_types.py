@@ -89,8 +89,6 @@ class Limits:
 
     message_bytes: int = 64 * MIB
     """One inbound message, all fragments together; above it the connection is closed with code 1009."""
-    message_depth: int = 32
-    """Nesting of one inbound message."""
     header_bytes: int = 64 * KIB
     """The engine's answer to the opening handshake."""
     orphan_events: int = 1024

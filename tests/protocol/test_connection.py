@@ -277,8 +277,8 @@ def test_an_attach_that_is_abandoned_under_way_is_left_alone() -> None:
     assert started.process_id == P
     assert bench.sent() == []
     assert bench.client._processes.live[P].state is ProcessState.DETACHED
-    assert outputs(bench.event(P, "stdout", "x")) == []
-    assert bench.event(P, "return", "1")[-1] == core.ProcessEnded("owner", P, ProcessState.RETURNED, "1", "x")
+    assert outputs(bench.event(P, "stdout", "x")) == [("owner", (Event.Stdout, "x"))]
+    assert bench.event(P, "return", "1")[-1] == core.ProcessEnded("owner", P, ProcessState.RETURNED, "1", "")
 
 
 @pytest.mark.parametrize("request_", [LAUNCH, m.AttachProcess(P)], ids=["launch", "attach"])
@@ -632,14 +632,18 @@ def test_files_arrive_as_one_event_in_their_place() -> None:
 
 
 def test_files_that_do_not_fit_are_dropped_and_counted() -> None:
-    """A missing beginning, a wrong hash, fields of wrong types."""
+    """A missing beginning, a wrong hash, fields of wrong types; one gap tells of each file that was lost."""
     bench = Bench()
     launch(bench)
-    first, second = cut_file(P, bytes(300_000))
+    first, second, third = cut_file(P, bytes(600_000))
     assert send_chunk(bench, second) == []
-    assert send_chunk(bench, cut_file(P, b"x")[0], chunk_data=b"y") == []
+    ((_, missing),) = outputs(send_chunk(bench, third))
+    assert missing[0] is Event.Gap
+    assert "beginning is missing" in missing[1]
+    ((_, wrong),) = outputs(send_chunk(bench, cut_file(P, b"x")[0], chunk_data=b"y"))
+    assert "does not match its hash" in wrong[1]
     assert send_chunk(bench, first, chunk_index="0") == []
-    assert bench.client.ignored == 3
+    assert bench.client.ignored == 4
 
 
 def test_files_of_processes_that_ended_or_left_take_no_room() -> None:
@@ -755,8 +759,7 @@ def test_control_overtakes_requests_and_bulk() -> None:
     bench.client.release(P)
     assert [item["type"] for item in bench.sent()] == [
         *("list_processes", "terminate_process"),
-        *("ping", "signal_process"),
-        *("add_program", "add_program", "transfer_file"),
+        *("add_program", "ping", "add_program", "signal_process", "transfer_file"),
     ]
 
 
@@ -797,7 +800,7 @@ def test_the_close_frame_leaves_behind_everything() -> None:
     bench.client.ping()
     *messages, closed = bench.sent()
     assert [item["type"] for item in messages] == [
-        *("terminate_process", "ping", "terminate_process", "add_program"),
+        *("terminate_process", "add_program", "ping", "terminate_process"),
     ]
     assert closed == wire.CloseReceived(1000, "done")
 

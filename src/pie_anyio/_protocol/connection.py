@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
-from .._events import Event, File, Message, Stderr, Stdout
+from .._events import Event, File, Gap, Message, Stderr, Stdout
 from .._exceptions import (
     ConnectError,
     ConnectionClosed,
@@ -428,7 +428,6 @@ class ClientProtocol:
         if abandoned:
             # Whoever asked is gone. A launch is ended; what was only attached to belongs to somebody else.
             if attaching:
-                self._processes.ignore(record)
                 record.advance(ProcessTrigger.DETACH)
             else:
                 self.release(process_id)
@@ -473,8 +472,12 @@ class ClientProtocol:
             return
         try:
             content = self._downloads.add(chunk)
-        except ChunkRefused:
+        except ChunkRefused as exc:
             self.ignored += 1
+            # Once a chunk was refused, so is the rest, for want of a beginning: the last one stands for all.
+            if chunk.chunk_index >= chunk.total_chunks - 1:
+                gap = Gap(Event.Gap, f"a file was lost: {exc}")
+                self._events.append(core.ProcessOutput(record.owner, gap, 0))
             return
         if content is not None:
             event = File(Event.File, content)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What waits to be sent: three lanes of whole messages, as plain data.
 
-The control lane (terminate, login, tool answers) is drained first, the request lane in order, and the bulk lane
-(chunks of uploads and files) one chunk at a time in between, so that a large upload delays a terminate by one chunk at
+The control lane (terminate, login, tool answers) is drained first. The request lane and the bulk lane (chunks of
+uploads and files) take turns, message by message, so that a large upload delays a terminate by one chunk at
 the most. An entry is a whole message and is framed only when it is taken, so it can be withdrawn until then.
 """
 
@@ -37,11 +37,12 @@ class Entry:
 class Outbox:
     """Queued messages by lane, with exact byte counts."""
 
-    __slots__ = ("_lanes", "_withdrawn", "bulk_bytes", "queued_bytes")
+    __slots__ = ("_bulk_next", "_lanes", "_withdrawn", "bulk_bytes", "queued_bytes")
 
     def __init__(self) -> None:
         self._withdrawn = 0
         self._lanes: tuple[deque[Entry], deque[Entry], deque[Entry]] = (deque(), deque(), deque())
+        self._bulk_next = False
         self.queued_bytes = 0
         self.bulk_bytes = 0
 
@@ -68,13 +69,17 @@ class Outbox:
 
     def take(self) -> tuple[bytes, Entry] | None:
         """Take the next message to send, or None where nothing is queued."""
-        for lane in self._lanes:
+        control, requests, bulk = self._lanes
+        # Many small requests and one large upload take turns: neither may starve the other.
+        for lane in (control, bulk, requests) if self._bulk_next else (control, requests, bulk):
             while lane:
                 entry = lane.popleft()
                 payload = entry.payload
                 if payload is not None:
                     entry.payload = None
                     self._count(entry.lane, -len(payload))
+                    if entry.lane is not Lane.CONTROL:
+                        self._bulk_next = entry.lane is Lane.REQUEST
                     return payload, entry
                 self._withdrawn -= 1
         return None

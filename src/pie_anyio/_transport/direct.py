@@ -12,7 +12,14 @@ import os
 import socket
 from typing import Final
 
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, notify_closing, wait_readable, wait_writable
+from anyio import (
+    BrokenResourceError,
+    ClosedResourceError,
+    EndOfStream,
+    notify_closing,
+    wait_readable,
+    wait_writable,
+)
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 
@@ -92,7 +99,7 @@ async def take_over(stream: ByteStream) -> ByteStream:
 
     Cancellation: nothing is left open.
     """
-    raw = stream.extra(SocketAttribute.raw_socket, None)
+    raw = stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - anyio's, not Django's
     if raw is None or not SUPPORTED:
         return stream
     own = socket.socket(fileno=os.dup(raw.fileno()))

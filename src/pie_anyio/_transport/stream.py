@@ -113,7 +113,8 @@ def connect_error(endpoint: Endpoint, exc: BaseException) -> ConnectError:
     if isinstance(cause, ssl.SSLCertVerificationError):
         text = f"its certificate is not trusted ({cause.verify_message}); pass ssl_context= with the right CA"
     elif isinstance(cause, ssl.SSLError):
-        text = f"the TLS handshake failed ({cause.reason or cause}); an engine itself speaks ws://, a proxy wss://"
+        reason = getattr(cause, "reason", None) or cause  # only OpenSSL's own errors have one
+        text = f"the TLS handshake failed ({reason}); an engine itself speaks ws://, a proxy wss://"
     elif isinstance(cause, (socket.gaierror, UnicodeError)):
         text = "the host name is unknown"
     elif isinstance(cause, ConnectionRefusedError):
