@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import anyio
 import pytest
 
 from pie_anyio import (
+    AnyOutcome,
     AuthenticationError,
     ConnectError,
+    ConnectionLost,
     EngineBusy,
     EngineError,
     Event,
@@ -27,6 +30,7 @@ from pie_anyio import (
     ProcessNotFound,
     ProcessTerminated,
     ProgramNotFound,
+    Receipt,
     Returned,
     Stderr,
     Stdout,
@@ -365,26 +369,39 @@ async def test_the_first_success_wins(client: PieClient) -> None:
 
 
 async def test_refusals_for_lack_of_capacity_are_waited_out(
-    real_engine: RealEngineProcess, real_inferlets: Inferlets, tmp_path: Path
+    real_engine: RealEngineProcess, real_inferlets: Inferlets
 ) -> None:
     """While one run holds all of a small key/value pool, the engine refuses launches: none of them fails."""
-    with anyio.fail_after(120):
-        async with (
-            RealEngine(python=real_engine.engine.python, home=real_engine.engine.home, max_total_pages=16) as engine,
-            PieClient(engine.url) as client,
-        ):
-            await _install(client, {name: real_inferlets[name] for name in ("hoard", "echo")})
-            async with client.launch_process("hoard@0.1.0", {"tokens": 250, "seconds": 1}) as hoard:
-                assert await hoard.recv() == (Event.Message, "holding")
-                with pytest.raises(EngineBusy, match="capacity"):
-                    await client.run_process("echo@0.1.0")
-                await client.ping()  # refused too, which shows that the engine is alive
-                call = client.map_processes("echo@0.1.0", range(40), limit=16, on_error="collect")
-                outcomes = await call
-    assert [outcome.status for outcome in outcomes] == ["returned"] * 40
-    assert call.receipt.refusals > 0
-    assert call.receipt.refusals == sum(outcome.refusals for outcome in outcomes)
-    assert call.receipt.clean
+    for _ in range(3):
+        with contextlib.suppress(ConnectionLost), anyio.fail_after(120):
+            outcomes, receipt = await _saturate(real_engine, real_inferlets)
+            if "lost" in {outcome.status for outcome in outcomes}:
+                continue
+            assert [outcome.status for outcome in outcomes] == ["returned"] * 40
+            assert receipt.refusals > 0
+            assert receipt.refusals == sum(outcome.refusals for outcome in outcomes)
+            assert receipt.clean
+            return
+        # A forward pass on a software device sometimes kills the engine (see RealEngine); then it is no test of ours.
+    pytest.fail("the engine died three times in a row")
+
+
+async def _saturate(
+    real_engine: RealEngineProcess, real_inferlets: Inferlets
+) -> tuple[list[AnyOutcome], Receipt]:
+    running = real_engine.engine
+    async with (
+        RealEngine(python=running.python, home=running.home, max_total_pages=16) as engine,
+        PieClient(engine.url) as client,
+    ):
+        await _install(client, {name: real_inferlets[name] for name in ("hoard", "echo")})
+        async with client.launch_process("hoard@0.1.0", {"tokens": 250, "seconds": 1}) as hoard:
+            assert await hoard.recv() == (Event.Message, "holding")
+            with pytest.raises(EngineBusy, match="capacity"):
+                await client.run_process("echo@0.1.0")
+            await client.ping()  # refused too, which shows that the engine is alive
+            call = client.map_processes("echo@0.1.0", range(40), limit=16, on_error="collect")
+            return await call, call.receipt
 
 
 async def test_the_engine_is_killed_under_a_map(
@@ -392,7 +409,9 @@ async def test_the_engine_is_killed_under_a_map(
 ) -> None:
     """Each input has exactly one outcome: what ran is lost, what was not started says so, and nothing hangs."""
     with anyio.fail_after(60):
-        async with RealEngine(python=real_engine.engine.python, home=real_engine.engine.home, seed=None) as engine:
+        async with RealEngine(
+            python=real_engine.engine.python, home=real_engine.engine.home, seed=None
+        ) as engine:
             async with PieClient(engine.url) as client:
                 await _install(client, {"sleeper": real_inferlets["sleeper"]})
                 call = client.map_processes("sleeper@0.1.0", [{}] * 50, limit=8, on_error="collect")
