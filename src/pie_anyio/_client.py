@@ -7,29 +7,30 @@ import json
 import os
 import ssl
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, NoReturn, Self
 
-from anyio import AsyncContextManagerMixin, to_thread
+from anyio import AsyncContextManagerMixin, fail_after, to_thread
 
-from ._exceptions import InvalidRequest, RemoteProtocolError
+from ._exceptions import ConnectError, InvalidRequest, RemoteProtocolError
 from ._flow.buffers import OverflowPolicy
 from ._inferlet import Inferlet
 from ._keys import ParsedPrivateKey, Passphrase, Signer
 from ._manifest import check_program_name, parse_manifest
+from ._mcp import ToolRelay
 from ._process import Process, ProcessCall, ProcessResult, send_signal, terminate_by_id
 from ._programs import encode_input, look_up_version, program_name
 from ._protocol import messages
 from ._receipt import Receipt
 from ._session.login import login_with_key, login_with_token
+from ._session.options import EndpointLike, SessionOptions, parse_endpoint
 from ._session.refusals import engine_error
 from ._session.registry import Run
-from ._session.session import Session, SessionOptions
+from ._session.session import Session
 from ._session.uploads import ContentLike, open_content, upload
 from ._ssh_agent import agent_signers
-from ._transport.endpoint import EndpointLike, parse_endpoint
 from ._types import Capabilities, Generation, Keepalive, Limits
 
 __all__ = ["KeyLike", "ProcessClient"]
@@ -71,12 +72,7 @@ class ProcessClient(AsyncContextManagerMixin):
         limits: Limits | None = None,
         user_agent: str | None = None,
     ) -> None:
-        if token is not None and (username is not None or key is not None):
-            msg = "give either token=, or username= with key=, not both"
-            raise InvalidRequest(msg)
-        if key is not None and username is None:
-            msg = "key= needs username= beside it"
-            raise InvalidRequest(msg)
+        _check_credentials(username, key, token)
         self._options = SessionOptions(
             endpoint=parse_endpoint(url, ssl_context),
             identity=_check_identity(identity, username),
@@ -92,6 +88,7 @@ class ProcessClient(AsyncContextManagerMixin):
         self._passphrase = passphrase
         self._token = token
         self._session = Session(self._options)
+        self._tools = ToolRelay(self._session, _own_version())
         self._entered = False
 
     def __repr__(self) -> str:
@@ -104,11 +101,20 @@ class ProcessClient(AsyncContextManagerMixin):
             raise InvalidRequest(msg)
         self._entered = True
         async with self._session:
-            if self._token is not None:
-                await self.auth_by_token(self._token)
-            elif self._username is not None:
-                await self.authenticate(self._username, self._key)
+            await self._log_in()
             yield self
+
+    async def _log_in(self) -> None:
+        """Log in with what the constructor was given; the caller of ``async with`` cannot bound this alone."""
+        try:
+            with fail_after(self._options.connect_timeout):
+                if self._token is not None:
+                    await self.auth_by_token(self._token)
+                elif self._username is not None:
+                    await self.authenticate(self._username, self._key)
+        except TimeoutError as exc:
+            msg = f"{self.url} did not answer the login within {self._options.connect_timeout:g} s"
+            raise ConnectError(msg, url=self.url) from exc
 
     def connect(self) -> NoReturn:
         """Say how to connect: a connection has tasks, and tasks need a block that owns them.
@@ -490,6 +496,34 @@ class ProcessClient(AsyncContextManagerMixin):
         await self._session.require("launch_daemon", "daemons")
         await self._ask(messages.LaunchDaemon(port, program_name(inferlet, bare=False), text), inferlet)
 
+    async def register_mcp_server(
+        self,
+        name: str,
+        transport: str,
+        command: str | None = None,
+        args: Sequence[str] | None = None,
+        url: str | None = None,
+    ) -> None:
+        """Start a tool server (MCP) beside this client, and let programs on the engine call its tools (0.4).
+
+        ``command`` is started with ``args``, and with the environment and working directory of this program; it speaks
+        JSON-RPC on its standard streams, ``transport="stdio"``, the only one there is. It has to complete the handshake
+        within ``connect_timeout`` and is ended with the client's block: its input is closed, then SIGTERM and SIGKILL
+        follow, each ``close_timeout`` later. A server that ends by itself may be registered again; until then calls to
+        it fail in the programs that make them. A call may take as long as it wants.
+
+        Raises:
+            UnsupportedByEngine: the engine is of generation 0.5; nothing was started.
+            InvalidRequest: an argument is wrong, the name is in use, or the command is not there or no tool server.
+            EngineError: the engine refused it; the server is ended.
+            ConnectionLost: the connection went away.
+
+        Cancellation: the server is ended. The engine may know the name already; calls to it are answered with an error.
+        """
+        words = _check_tool_server(name, transport, command, args, url)
+        await self._session.require("register_mcp_server", "mcp")
+        await self._tools.register(name, words[0], words[1:])
+
 
 def _check_text(call: str, **texts: object) -> None:
     """Refuse what is no text: engines do not answer a message that has something else in its place."""
@@ -498,6 +532,32 @@ def _check_text(call: str, **texts: object) -> None:
             # Only the type is named: the value may be a secret.
             msg = f"{call}: {name} must be a string, not {type(value).__name__}"
             raise InvalidRequest(msg)
+
+
+def _check_tool_server(
+    name: str, transport: str, command: str | None, args: Sequence[str] | None, url: str | None
+) -> list[str]:
+    """Check what describes a tool server; give its command with the arguments."""
+    _check_text("register_mcp_server", name=name, transport=transport)
+    if transport != "stdio":
+        msg = f"register_mcp_server: the transport must be 'stdio', not {transport!r}"
+        raise InvalidRequest(msg)
+    if url is not None:
+        msg = "register_mcp_server: a 'stdio' server has a command=, not a url="
+        raise InvalidRequest(msg)
+    if not command:
+        msg = "register_mcp_server: a 'stdio' server needs a command="
+        raise InvalidRequest(msg)
+    if args is not None and not isinstance(args, (list, tuple)):
+        msg = f"register_mcp_server: args must be a list of strings, not {type(args).__name__}"
+        raise InvalidRequest(msg)
+    words = [command, *(args or [])]
+    for word in words:
+        _check_text("register_mcp_server", **{"command and args": word})
+        if "\0" in word:  # some loops would start what stands before it
+            msg = f"register_mcp_server: no command or argument has a null character in it: {word!r}"
+            raise InvalidRequest(msg)
+    return words
 
 
 def _check_number(what: str, value: object, low: int, high: int) -> None:
@@ -516,6 +576,15 @@ def _canonical_id(process_id: str) -> str:
         return str(uuid.UUID(process_id))
     except ValueError:
         return process_id
+
+
+def _check_credentials(username: str | None, key: KeyLike | None, token: str | None) -> None:
+    if token is not None and (username is not None or key is not None):
+        msg = "give either token=, or username= with key=, not both"
+        raise InvalidRequest(msg)
+    if key is not None and username is None:
+        msg = "key= needs username= beside it"
+        raise InvalidRequest(msg)
 
 
 def _check_identity(identity: str | None, username: str | None) -> str:

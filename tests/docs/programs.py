@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,12 @@ async def choice(session: InferletSession, input: Any) -> object:
     return {"choice": 0, "letter": "A", "scores": [-0.1, -2.0, -3.0, -4.0], "prompt_tokens": 56}
 
 
+async def adder(session: InferletSession, input: Any) -> object:
+    """Have a tool of the client's add (0.4)."""
+    answer = await session.call_mcp("calculator", "tools/call", {"name": "add", "arguments": input})
+    return json.loads(answer["content"][0]["text"])
+
+
 async def word_count(session: InferletSession, input: Any) -> object:
     """Do what the decorated function of the pages does."""
     return len(input["text"].split())
@@ -97,6 +104,7 @@ PROGRAMS = {
     "slow@0.1.0": slow,
     "flaky@0.1.0": flaky,
     "race@0.1.0": race,
+    "adder@0.1.0": adder,
 }
 NOT_INSTALLED = {"my-agent": research_agent, "choice": choice, "word-count": word_count}
 
@@ -114,6 +122,7 @@ MANIFEST = """\
 name = "my-agent"
 version = "0.1.0"
 """
+CALCULATOR = re.compile(r"^```python\n(# calculator\.py\n.*?)^```", re.DOTALL | re.MULTILINE)
 SCRIPT_MANIFEST = MANIFEST + '\n[runtime]\nlanguage = "python"\nentry = "run"\n'
 
 
@@ -128,6 +137,9 @@ def write_files(folder: Path) -> str:
     (folder / "agent.py").write_text("def run(question):\n    return question\n")
     (folder / "agent.toml").write_text(SCRIPT_MANIFEST)
     (folder / "report.pdf").write_bytes(b"%PDF-1.7" + bytes(1000))
+    calculator = CALCULATOR.search((ROOT / "docs/howto/tools.md").read_text(encoding="utf-8"))
+    assert calculator is not None
+    (folder / "calculator.py").write_text(calculator[1])
     rows = [{"question": f"What is {n}+{n}?", "answer": str(2 * n)} for n in range(2, 12)]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "examples").symlink_to(ROOT / "examples")

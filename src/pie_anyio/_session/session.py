@@ -3,54 +3,35 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-import attrs
-from anyio import AsyncContextManagerMixin, CancelScope, Lock, create_task_group, current_time, fail_after
+from anyio import AsyncContextManagerMixin, CancelScope, Lock, create_task_group, current_time
 from anyio.abc import TaskGroup
 
 from .._exceptions import (
     AuthenticationError,
-    ConnectError,
     ConnectionClosed,
     ConnectionLost,
-    PieError,
     SessionError,
     UnsupportedByEngine,
 )
 from .._flow.buffers import ByteBudget, EventBuffer, OverflowPolicy
 from .._flow.scopes import cleanup_until, raise_single
 from .._flow.slots import Rejected, ReplySlot
-from .._flow.wake import HighWater, Wake
-from .._protocol.connection import ClientProtocol
 from .._protocol.messages import AttachProcess, AuthIdentify, LaunchProcess, McpRequest, Request
 from .._protocol.state import ConnectionState
-from .._transport.endpoint import Endpoint
 from .._transport.stream import Transport, open_transport
-from .._types import CAPABILITIES, Capabilities, CorrelationId, Generation, Keepalive, Limits
+from .._types import CAPABILITIES, Capabilities, CorrelationId, Generation
+from .opening import finish_handshake, make_link
+from .options import SessionOptions
 from .pumps import Link, keep_alive, read, write
 from .reconcile import Reconciler
 from .registry import Ending, EndKind, Registry, Run
 from .router import Router, logger
 
 ABORTED: Final = "stream aborted"
-
-
-@attrs.frozen(kw_only=True)
-class SessionOptions:
-    """What a session needs to know."""
-
-    endpoint: Endpoint
-    identity: str
-    user_agent: str
-    limits: Limits
-    keepalive: Keepalive | None
-    connect_timeout: float
-    close_timeout: float
-    terminate_grace: float
 
 
 class Session(AsyncContextManagerMixin):
@@ -64,7 +45,8 @@ class Session(AsyncContextManagerMixin):
         self.options = options
         self.registry = Registry()
         self.buffered = ByteBudget(options.limits.client_buffer_bytes)
-        self.tool_handler: object = None
+        self.tool_handler: Callable[[McpRequest], None] | None = None
+        """Takes the engine's calls of tools; called by the reader, so it must not wait (0.4)."""
         self.transfers: dict[str, Lock] = {}
         """Content hashes that are being sent: equal content takes turns."""
         self.username: str | None = None
@@ -75,6 +57,8 @@ class Session(AsyncContextManagerMixin):
         self._tasks: TaskGroup | None = None
         self._pumps: list[CancelScope] = []
         self._stopped = False
+        self._helpers: set[CancelScope] = set()
+        self._leaving = False
         self._reconciler = Reconciler(self)
 
     # --- lifetime --------------------------------------------------------------------------------------------------
@@ -92,6 +76,7 @@ class Session(AsyncContextManagerMixin):
                     with single.body:
                         yield self
                 finally:
+                    self._stop_helpers()
                     try:
                         if transport is not None:
                             await self._finish(transport)
@@ -101,44 +86,15 @@ class Session(AsyncContextManagerMixin):
     async def _begin(self, tasks: TaskGroup, transport: Transport, deadline: float) -> None:
         """Start the pumps and wait for the end of the opening handshake."""
         options = self.options
-        headers = [
-            (b"x-pie-identity", options.identity.encode()),
-            (b"user-agent", options.user_agent.encode()),
-        ]
-        protocol = ClientProtocol(
-            host=options.endpoint.host,
-            target=options.endpoint.target,
-            headers=headers,
-            entropy=os.urandom,
-            limits=options.limits,
-        )
         handshake: ReplySlot[None] = ReplySlot()
         router = Router(
             self.registry, generation=1, handshake=handshake, on_notice=self._on_notice, on_tool=self._on_tool
         )
-        link = Link(
-            protocol,
-            transport,
-            router,
-            Wake(),
-            HighWater(options.limits.outbox_bytes),
-            HighWater(options.limits.upload_window),
-        )
-        self._link = link
+        self._link = link = make_link(options, transport, router)
         link.wake.set()
         tasks.start_soon(self._pump, write, link, name="pie-anyio writer")
         tasks.start_soon(self._pump, read, link, name="pie-anyio reader")
-        try:
-            with fail_after(max(0.0, deadline - current_time())):
-                await handshake.wait()
-        except TimeoutError as exc:
-            msg = (
-                f"{transport.name} accepted the connection but did not answer the WebSocket handshake within "
-                f"{options.connect_timeout:g} s"
-            )
-            raise ConnectError(msg, url=transport.name) from exc
-        except PieError as exc:
-            raise _handshake_error(exc, transport.name) from exc
+        await finish_handshake(handshake, transport.name, deadline, options.connect_timeout)
         if options.keepalive is not None:
             tasks.start_soon(self._pump, keep_alive, link, options.keepalive, name="pie-anyio keepalive")
 
@@ -156,6 +112,30 @@ class Session(AsyncContextManagerMixin):
     def _stop_pumps(self) -> None:
         self._stopped = True
         for scope in self._pumps:
+            scope.cancel()
+
+    def spawn(self, work: Callable[..., Awaitable[None]], *args: object, name: str) -> None:
+        """Run something in the background until the client's block is left.
+
+        Leaving cancels it before anything else, so that it can end while the connection is being closed. Until then it
+        is out of reach of a cancellation from around the block, as the pumps are.
+        """
+        assert self._tasks is not None
+        self._tasks.start_soon(self._help, work, *args, name=name)
+
+    async def _help(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        with CancelScope(shield=True) as scope:
+            if self._leaving:
+                scope.cancel()  # it is run all the same: others may be waiting for its clean-up
+            self._helpers.add(scope)
+            try:
+                await work(*args)
+            finally:
+                self._helpers.discard(scope)
+
+    def _stop_helpers(self) -> None:
+        self._leaving = True
+        for scope in self._helpers:
             scope.cancel()
 
     async def _finish(self, transport: Transport) -> None:
@@ -412,9 +392,8 @@ class Session(AsyncContextManagerMixin):
             )
 
     def _on_tool(self, request: McpRequest) -> None:
-        handler = self.tool_handler
-        if callable(handler):
-            handler(request)
+        if self.tool_handler is not None:
+            self.tool_handler(request)
 
 
 def transport_dead(link: Link) -> bool:
@@ -424,11 +403,3 @@ def transport_dead(link: Link) -> bool:
 
 def _several_failures(group: BaseExceptionGroup[BaseException]) -> Exception:
     return SessionError(f"{len(group.exceptions)} parts of a session failed at once")
-
-
-def _handshake_error(exc: PieError, name: str) -> ConnectError:
-    """Make the error of a connection that broke before the handshake was over."""
-    if isinstance(exc, ConnectError) and exc.status is not None:
-        return ConnectError(f"could not connect to {name}: {exc}", url=name, status=exc.status, body=exc.body)
-    hint = "is this the URL of a Pie engine, and ws:// or wss:// as it should be?"
-    return ConnectError(f"could not connect to {name}: {exc}; {hint}", url=name)
