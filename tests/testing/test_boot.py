@@ -100,6 +100,34 @@ def test_serves_until_input_ends(limits: list[Any], arguments: list[str]) -> Non
     assert limits == [(_boot.SHUTDOWN_LIMIT, os._exit, (1,))]
 
 
+def test_it_stays_on_its_cores(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """The CPUs of the command line are those of this process; without any, they are left as they are."""
+    calls: list[tuple[int, list[int]]] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *call: calls.append(call), raising=False)
+    _boot.pin(_boot.parse(arguments).cores)
+    assert calls == []
+    _boot.pin(_boot.parse([*arguments, "--cores", "1,3"]).cores)
+    assert calls == [(0, [1, 3])]
+
+
+def test_cores_are_ignored_where_processes_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other platforms than Linux have no such call."""
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    _boot.pin("0")
+
+
+@pytest.mark.parametrize("cores", ["", "999999"])
+def test_cores_that_are_not_there(cores: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end the process, with a word about the reason."""
+
+    def refuse(_: int, wanted: list[int]) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
+    with pytest.raises(SystemExit, match="cannot run on these cores"):
+        _boot.pin(cores)
+
+
 def test_standard_output_carries_the_url_only(capfd: pytest.CaptureFixture[str]) -> None:
     """What is written to file descriptor 1 goes to standard error, but for the announcement."""
     announce = _boot.claim_stdout()

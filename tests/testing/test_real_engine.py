@@ -173,6 +173,31 @@ async def test_a_failed_boot_says_why(mode: Mode, failure: str, advice: str) -> 
     assert failure.removeprefix("raise ") in str(caught.value)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux pins processes")
+async def test_stays_on_its_cores(mode: Mode) -> None:
+    """The engine's process runs on the given CPUs only, also after a restart; by default on all of this one."""
+    allowed = os.sched_getaffinity(0)
+    core = max(allowed)
+    with anyio.fail_after(20):
+        async with RealEngine(seed=None, cores={core}) as engine, RealEngine(seed=None) as other:
+            assert os.sched_getaffinity(engine.pid) == {core}
+            assert os.sched_getaffinity(other.pid) == allowed
+            await engine.restart()
+            assert os.sched_getaffinity(engine.pid) == {core}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux pins processes")
+async def test_cores_that_are_not_there(mode: Mode) -> None:
+    """The message names the argument, and the log the CPUs."""
+    with (
+        anyio.fail_after(20),
+        pytest.raises(RealEngineUnavailable, match=r"none of the CPUs in cores=") as caught,
+    ):
+        async with RealEngine(seed=None, cores=[100_000]):
+            pass
+    assert "100000" in str(caught.value)
+
+
 async def test_missing_pie_server_names_the_extra(mode: Mode, tmp_path: Path) -> None:
     """An environment without the server is told what to install."""
     (tmp_path / "fake" / "pie_language_python.py").write_text(

@@ -38,7 +38,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pages", type=int, required=True)
     parser.add_argument("--processes", type=int, required=True)
+    parser.add_argument("--cores", help="numbers of the CPUs to run on, such as 0,2")
     return parser.parse_args(arguments)
+
+
+def pin(cores: str | None) -> None:
+    """Keep this process, and the threads that it will start, on some CPUs, where the platform can do that."""
+    set_affinity = getattr(os, "sched_setaffinity", None)
+    if cores is None or set_affinity is None:
+        return
+    try:
+        set_affinity(0, [int(core) for core in cores.split(",")])
+    except (OSError, ValueError) as error:
+        sys.exit(f"cannot run on these cores: {cores!r}: {error}")
 
 
 def configuration(options: argparse.Namespace) -> Any:
@@ -140,6 +152,8 @@ def main() -> None:
     # the kernel wakes and hangs up a group that thereby loses its last tie to the session.
     os.setpgid(0, 0)
     options = parse()
+    # Before the engine is imported: threads that exist already would stay where they are.
+    pin(options.cores)
     asyncio.run(serve(options, claim_stdout()))
 
 

@@ -26,7 +26,7 @@ import argparse
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +66,7 @@ _CAUSES: Final = {
         "there is no Vulkan device. Install a software one with: "
         "apt-get install mesa-vulkan-drivers libvulkan1"
     ),
+    "cannot run on these cores": "it may run on none of the CPUs in cores=",
     "ddress already in use": "the port is taken. Choose another, or 0 for any free one",
 }
 """What the engine's log says, and what that means to the user."""
@@ -94,6 +95,9 @@ class RealEngine:
     ``python``: the interpreter that has ``pie-server``, by default the running one.
     ``boot_timeout``: seconds until the engine must have announced its URL.
     ``port``: TCP port on 127.0.0.1; 0 for any free one.
+    ``cores``: numbers of the CPUs that the engine's process may run on, by default those of this process.
+    A forward pass on a software device keeps one core busy, so engines with a core each do not slow each
+    other down. Linux only; ignored elsewhere.
 
     Leaving the block stops the engine within 10 seconds, also when the block is being cancelled. If
     this process dies without leaving the block, the engine notices the end of its standard input and
@@ -107,6 +111,7 @@ class RealEngine:
     python: str | Path | None = None
     boot_timeout: float = 60.0
     port: int = 0
+    cores: Collection[int] | None = None
     _site: EngineHome | None = attrs.field(default=None, init=False)
     _process: Process | None = attrs.field(default=None, init=False)
     _url: str | None = attrs.field(default=None, init=False)
@@ -233,6 +238,8 @@ class RealEngine:
         command = [self._interpreter, str(_BOOT_SCRIPT), str(checkpoint)]
         command += ["--log", str(site.log), "--sku", SKU, "--port", str(port)]
         command += ["--pages", str(self.max_total_pages), "--processes", str(self.max_processes)]
+        if self.cores is not None:
+            command += ["--cores", ",".join(map(str, self.cores))]
         with site.log.open("wb") as log:
             try:
                 process = await anyio.open_process(
