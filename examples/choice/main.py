@@ -5,7 +5,7 @@ The choices are lettered, and the model is asked for the letter. Nothing is gene
 reads the logits that the model gives to each letter as the next token, and the highest one wins.
 
 Input:  {"question": "Capital of France?", "choices": ["Oslo", "Paris", "Bern", "Rome"]}
-Output: {"choice": 1, "letter": "B", "scores": [four log-probabilities], "prompt_tokens": 56}
+Output: {"choice": 1, "letter": "B", "scores": [four log-probabilities], "prompt_tokens": 48}
 
 A score is the natural logarithm of the letter's share among the letters, so that the scores of a
 question compare with those of another.
@@ -31,9 +31,9 @@ from inferlet.eta import (
 
 
 def lettered(question: str, choices: list[str]) -> str:
-    """Return the prompt: the question, a line for each choice, and the cue for a letter."""
-    lines = [f"{letter} {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False)]
-    return "\n".join([question, *lines, "Answer: "])
+    """Return the prompt, one line: the question, each choice behind its letter, and the cue for a letter."""
+    options = [f"{letter} {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False)]
+    return " ".join([question, *options]) + ":"
 
 
 def letter_tokens(count: int) -> list[int]:
