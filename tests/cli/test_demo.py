@@ -7,12 +7,14 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 import anyio
 import attrs
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from pie_anyio import PieError, Receipt, Returned, Timings
 from pie_anyio.cli import _demo_engine
@@ -27,30 +29,29 @@ Program = Callable[[Any, Any], Any]
 
 @attrs.define(eq=False)
 class Mortal:
-    """Stands for the real engine: boots in this process, and dies when its program wants it to."""
+    """Stands for the real engine: runs in a thread, and dies when its program wants it to."""
 
     program: Program = _demo_engine.choose
     boots: int = 1
     url: str = ""
     dies_at: int = 20
+    failure: str = ""
     asked: int = 0
     options: dict[str, Any] = attrs.field(factory=dict)
     engine: SimulatedEngine = attrs.field(factory=SimulatedEngine)
-
-    def __call__(self, **options: Any) -> Mortal:
-        self.options = options
-        return self
+    stack: ExitStack = attrs.field(factory=ExitStack)
 
     async def __aenter__(self) -> Self:
-        assert os.environ["LP_NUM_THREADS"]
+        if self.failure:
+            raise RealEngineUnavailable(self.failure)
         self.engine.inferlet("choice@0.1.0", installed=False)(self._choose)
-        await self.engine.__aenter__()
+        portal = self.stack.enter_context(start_blocking_portal())
+        self.stack.enter_context(portal.wrap_async_context_manager(self.engine))
         self.url = self.engine.url
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        leave: Any = self.engine.__aexit__
-        await leave(*exc)
+        await anyio.to_thread.run_sync(self.stack.close)
 
     async def _choose(self, session: Any, input: Any) -> object:
         self.asked += 1
@@ -68,6 +69,26 @@ class Mortal:
         if self.boots < 0:
             msg = "it stays dead"
             raise RealEngineUnavailable(msg)
+
+
+Stand = Callable[..., None]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Stand:
+    """Have engines stand for the real ones, in this order, on a machine with a core for each."""
+
+    def stand_in(*mortals: Mortal) -> None:
+        waiting = list(mortals)
+
+        def make(**options: Any) -> Mortal:
+            waiting[0].options = options
+            return waiting.pop(0)
+
+        monkeypatch.setattr(_demo_engine, "RealEngine", make)
+        monkeypatch.setattr(_demo_engine, "_cores", lambda: list(range(len(mortals))))
+
+    return stand_in
 
 
 def results(name: str = "demo-results.jsonl") -> list[dict[str, Any]]:
@@ -100,59 +121,119 @@ def test_as_json(invoke: Invoke, tmp_path: Path) -> None:
     assert summary["interval"][0] < summary["accuracy"] < summary["interval"][1]
     assert summary["receipt"]["unconfirmed"] == []
     assert result.record("engine")["real"] is False
+    assert len(result.record("engine")["urls"]) == 1
     assert len(results("other.jsonl")) == 10
 
 
-def test_without_the_real_engine(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_real_engine(invoke: Invoke, stand_in: Stand) -> None:
     """It falls back to the simulated one and says so in a line; asked for by name, it is an error."""
-
-    def unavailable(**options: Any) -> Any:
-        msg = "there is no Vulkan device\nand a long log"
-        raise RealEngineUnavailable(msg)
-
-    monkeypatch.setattr(_demo_engine, "RealEngine", unavailable)
+    broken = Mortal(failure="there is no Vulkan device\nand a long log")
+    stand_in(broken, broken)
     result = invoke("demo", "--questions", "4")
     assert result.code == 0
     (line,) = [line for line in result.stderr.splitlines() if "Vulkan" in line]
     assert line.startswith(
         "engine: a simulated engine (the real one is not to be had: there is no Vulkan device)"
     )
+    stand_in(broken, broken)
     refused = invoke("demo", "--questions", "4", "--engine", "real")
     assert refused.code == 1
     assert "hint: --engine simulated" in refused.stderr
 
 
-def test_an_engine_that_dies_is_booted_again(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_for_each_core(invoke: Invoke, stand_in: Stand) -> None:
+    """Each gets a core, the program and its share of the questions; no question is asked twice."""
+    pair = [Mortal(dies_at=0), Mortal(dies_at=0)]
+    stand_in(*pair)
+    result = invoke("demo", "--questions", "40")
+    assert result.code == 0
+    assert "engine: 2 engines" in result.stderr
+    assert all(mortal.url in result.stderr for mortal in pair)
+    assert [mortal.options["cores"] for mortal in pair] == [[0], [1]]
+    assert min(mortal.asked for mortal in pair) > 5
+    assert sum(mortal.asked for mortal in pair) == 40
+    assert "receipt: 40 started: 40 returned, 0 unconfirmed" in result.stdout
+    assert "left running  0" in result.stdout
+    assert pair[0].options["home"].is_dir()
+
+
+def test_one_of_two_engines_dies(invoke: Invoke, stand_in: Stand) -> None:
+    """The other one ends what it has, the dead one is booted again, and both answer the rest."""
+    pair = [Mortal(dies_at=0), Mortal(dies_at=5)]
+    stand_in(*pair)
+    result = invoke("demo", "--questions", "60")
+    assert result.code == 0
+    assert [mortal.boots for mortal in pair] == [1, 0]
+    assert "deaths        1 of engines" in result.stdout
+    assert "60 returned" in result.stdout
+    assert "an engine died" in result.stderr
+    assert pair[1].asked > 5
+    assert len({line["id"] for line in results()}) == len(results()) == 60
+
+
+def test_one_of_two_engines_does_not_start(invoke: Invoke, stand_in: Stand) -> None:
+    """The other one answers everything."""
+    pair = [Mortal(failure="there is no room"), Mortal(dies_at=0)]
+    stand_in(*pair)
+    result = invoke("demo", "--questions", "10")
+    assert result.code == 0
+    assert "engine: 1 engine, the real thing on one CPU core," in result.stderr
+    assert pair[1].asked == 10
+
+
+@pytest.mark.parametrize(("usable", "chosen"), [({5, 3, 9}, [3, 5]), ({4}, [4]), (None, [0])])
+def test_two_cores_at_most(
+    usable: set[int] | None, chosen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are among those that this process may use, where that can be known."""
+    if usable is None:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    else:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: usable, raising=False)
+    assert _demo_engine._cores() == chosen
+
+
+def test_an_engine_that_dies_is_booted_again(invoke: Invoke, stand_in: Stand) -> None:
     """Its questions are asked again, nothing is counted twice, and the account tells of it."""
     mortal = Mortal()
-    monkeypatch.setattr(_demo_engine, "RealEngine", mortal)
-    monkeypatch.delenv("LP_NUM_THREADS", raising=False)
+    stand_in(mortal)
     result = invoke("demo", "--questions", "30")
-    assert "LP_NUM_THREADS" not in os.environ
     assert result.code == 0
     assert mortal.boots == 0
-    assert "died 1 times and was booted again" in result.stdout
+    assert "deaths        1 of engines, which were booted again" in result.stdout
     assert "was booted again; " in result.stderr
     assert "30 returned" in result.stdout
     assert "lost" in result.stdout
     assert len(results()) == 30
-    assert mortal.options["home"].is_dir()
 
 
-def test_an_engine_that_stays_dead(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_stays_dead(invoke: Invoke, stand_in: Stand) -> None:
     """Then the demonstration has failed, and says why."""
-    monkeypatch.setattr(_demo_engine, "RealEngine", Mortal(boots=-1))
-    monkeypatch.setenv("LP_NUM_THREADS", "1")
+    stand_in(Mortal(boots=-1))
     result = invoke("demo", "--questions", "30")
     assert result.code == 1
     assert "it stays dead" in result.stderr
 
 
-def test_a_connection_that_is_lost_without_a_death(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_too_often(
+    invoke: Invoke, stand_in: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At some point it is not booted any more, and the questions stay open."""
+    mortal = Mortal()
+    stand_in(mortal)
+    monkeypatch.setattr("pie_anyio.cli._demo._BOOTS", 0)
+    result = invoke("demo", "--questions", "30")
+    assert result.code == 1
+    assert mortal.boots == 1
+    assert "could not be asked" in result.stderr
+
+
+def test_a_connection_that_is_lost_without_a_death(
+    invoke: Invoke, stand_in: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An engine that lives on after the connection was lost is not booted again; the questions stay open."""
-    monkeypatch.setattr(_demo_engine, "RealEngine", Mortal(boots=0))
+    stand_in(Mortal(boots=0))
     monkeypatch.setattr(_demo_engine, "_DEATH_NOTICE", 0.01)
-    monkeypatch.setenv("LP_NUM_THREADS", "1")
     result = invoke("demo", "--questions", "30")
     assert result.code == 1
     assert "could not be asked" in result.stderr
@@ -222,6 +303,7 @@ def report(**more: Any) -> Report:
         "seconds": 1.0,
         "receipts": [Receipt(started=1, returned=1)],
         "deaths": 0,
+        "buried": 0,
         "left_running": 0,
         "random_weights": True,
     }
@@ -235,7 +317,8 @@ def report(**more: Any) -> Report:
         ({"left_running": 1}, 1),
         ({"receipts": [Receipt(started=1, returned=1, unconfirmed=("x",))]}, 1),
         ({"receipts": [Receipt(started=2, returned=1, lost=1)]}, 1),
-        ({"receipts": [Receipt(started=1, lost=1), Receipt(started=1, returned=1)], "deaths": 1}, 0),
+        ({"receipts": [Receipt(started=1, lost=1), Receipt(started=1, returned=1)], "buried": 1}, 0),
+        ({"receipts": [Receipt(started=3, lost=2, returned=1)], "buried": 1}, 1),
         ({"tally": Tally(1)}, 1),
         ({"seconds": 0.0}, 0),
     ],

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``demo``: an evaluation from beginning to end, on an engine of its own."""
+"""``demo``: an evaluation from beginning to end, on engines of its own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -12,8 +12,9 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import attrs
 import click
+from anyio import create_task_group
 
-from pie_anyio import AnyOutcome, Failed, PieClient, Receipt, Returned
+from pie_anyio import AnyOutcome, ClientPool, Failed, Receipt, Returned, map_processes
 
 from ._demo_report import Report
 from ._errors import INTERRUPTED, UserError
@@ -26,12 +27,12 @@ from ._output import as_json
 from ._progress import STYLES, Progress, Style, Tally, make_progress
 
 if TYPE_CHECKING:
-    from ._demo_engine import DemoEngine, EngineChoice
+    from ._demo_engine import DemoEngines, EngineChoice
 
 _PROGRAM: Final = "choice@0.1.0"
 _LIMIT: Final = 16
 _BOOTS: Final = 30
-"""How often the engine may die before the demonstration gives up."""
+"""How often engines may die before the demonstration gives up."""
 
 
 @attrs.define
@@ -46,6 +47,8 @@ class _Evaluation:
     receipts: list[Receipt] = attrs.Factory(list[Receipt])
     left_running: int = 0
     deaths: int = 0
+    buried: int = 0
+    """Runs that went down with an engine, and so cannot be running any more."""
 
     @property
     def open(self) -> list[dict[str, Any]]:
@@ -83,28 +86,23 @@ class _Evaluation:
 @click.option("--progress", "style", type=click.Choice(STYLES), help="[bar on a terminal, plain elsewhere]")
 @asynchronous
 async def demo(cli: Cli, *, count: int, output: str, choice: EngineChoice, style: Style | None) -> int:
-    """Boot an engine, upload a program, and have it answer multiple-choice questions, 16 at a time.
+    """Boot engines, upload a program, and have it answer multiple-choice questions, 16 at a time.
 
-    The engine is the real one where it runs (it needs the extra 'engine' and a Vulkan device), with random weights:
-    the scores are the model's own, and mean nothing. Otherwise it is a simulated one.
+    The engine is the real one where it runs (it needs the extra 'engine' and a Vulkan device), one for each CPU core
+    up to two, with random weights: the scores are the model's own, and mean nothing. Otherwise it is a simulated one.
     """
-    from ._demo_engine import demo_engine
+    from ._demo_engine import demo_engines
 
     folder = examples_folder()
     questions = read_questions(folder / "capitals.jsonl", count)
     with _results(output) as results:
         began = monotonic()
-        async with demo_engine(choice) as engine:
-            cli.out.note(
-                f"engine: {engine.description}; up after {seconds(monotonic() - began)} at {engine.url}"
-            )
-            cli.out.record(
-                "engine", url=engine.url, real=engine.real is not None, description=engine.description
-            )
+        async with demo_engines(choice) as engines:
+            _introduce(cli, engines, monotonic() - began)
             progress = make_progress(style, Tally(len(questions)), "questions", cli.out)
             evaluation = _Evaluation(cli, questions, results, progress)
-            with cli.stoppable():  # the engine is to outlive the runs that are being ended on it
-                await _evaluate(evaluation, engine, folder / "choice")
+            with cli.stoppable():  # the engines are to outlive the runs that are being ended on them
+                await _evaluate(evaluation, engines, folder / "choice")
     if cli.interrupted:
         return INTERRUPTED
     report = Report(
@@ -114,8 +112,9 @@ async def demo(cli: Cli, *, count: int, output: str, choice: EngineChoice, style
         seconds=evaluation.progress.elapsed,
         receipts=evaluation.receipts,
         deaths=evaluation.deaths,
+        buried=evaluation.buried,
         left_running=evaluation.left_running,
-        random_weights=engine.real is not None,
+        random_weights=bool(engines.reals),
     )
     report.print(cli.out)
     cli.out.result(f"results       {output}")
@@ -139,34 +138,42 @@ def _results(name: str) -> Generator[IO[str]]:
         yield file
 
 
-async def _evaluate(evaluation: _Evaluation, engine: DemoEngine, program: Path) -> None:
-    """Ask until every question is answered; a real engine that dies on the way is booted again."""
+def _introduce(cli: Cli, engines: DemoEngines, took: float) -> None:
+    cli.out.note(f"engine: {engines.description}; up after {seconds(took)} at {', '.join(engines.urls)}")
+    cli.out.record(
+        "engine", urls=list(engines.urls), real=bool(engines.reals), description=engines.description
+    )
+
+
+async def _evaluate(evaluation: _Evaluation, engines: DemoEngines, program: Path) -> None:
+    """Ask until every question is answered; real engines that die on the way are booted again."""
     while True:
-        await _ask(evaluation, engine.url, program)
+        lost = await _ask(evaluation, engines, program)
         left = len(evaluation.open)
         if not left:
             return
-        if evaluation.deaths == _BOOTS or not await engine.revive():
+        revived = 0
+        if evaluation.deaths < _BOOTS:
+            for number, runs in lost.items():
+                if await engines.revive(number):
+                    revived += 1
+                    evaluation.buried += runs
+        if not revived:
             evaluation.cli.out.urgent(f"{left} questions could not be asked: the connection was lost")
             return
-        evaluation.deaths += 1
+        evaluation.deaths += revived
         evaluation.cli.out.note(
-            f"the engine died (a known race with software Vulkan devices) and was booted again; {left} questions to go"
+            f"an engine died (a known race with software Vulkan devices) and was booted again; {left} questions to go"
         )
 
 
-async def _ask(evaluation: _Evaluation, url: str, program: Path) -> None:
-    """Ask the open questions over one connection."""
-    out = evaluation.cli.out
-    async with PieClient(url) as client:
-        if not await client.check_program(_PROGRAM):
-            began = monotonic()
-            await client.install_program(program / "main.py", program / "Pie.toml")
-            out.note(f"uploaded {_PROGRAM} in {seconds(monotonic() - began)}")
+async def _ask(evaluation: _Evaluation, engines: DemoEngines, program: Path) -> dict[int, int]:
+    """Ask the open questions, over one connection to each engine; give how many runs were lost, by lost engine."""
+    async with ClientPool(engines.urls) as pool:
+        await _install(evaluation, pool, program)
         evaluation.progress.restart()
-        call = client.map_processes(
-            _PROGRAM, evaluation.open, limit=_LIMIT, on_error="collect", key=_identify
-        )
+        questions = _while_complete(pool, evaluation.open)
+        call = map_processes(pool, _PROGRAM, questions, limit=_LIMIT, on_error="collect", key=_identify)
         try:
             async with call as outcomes:
                 with evaluation.progress:
@@ -175,13 +182,32 @@ async def _ask(evaluation: _Evaluation, url: str, program: Path) -> None:
         finally:
             evaluation.receipts.append(call.receipt)
             evaluation.cli.account(call.receipt)
-        await _look_around(evaluation, client)
+        if not evaluation.open:  # after the last answer, ask what is still running
+            evaluation.left_running = sum([len(await client.list_processes()) for client in pool.clients])
+        return {
+            number: client.receipt.lost
+            for number, client in enumerate(pool.clients)
+            if not client.session.is_connected
+        }
 
 
-async def _look_around(evaluation: _Evaluation, client: PieClient) -> None:
-    """After the last answer, ask the engine what is still running on it."""
-    if not evaluation.open:
-        evaluation.left_running = len(await client.list_processes())
+async def _install(evaluation: _Evaluation, pool: ClientPool, program: Path) -> None:
+    """Upload the program to the engines that do not have it, all at once."""
+    began = monotonic()
+    missing = [client for client in pool.clients if not await client.check_program(_PROGRAM)]
+    async with create_task_group() as tasks:
+        for client in missing:
+            tasks.start_soon(client.install_program, program / "main.py", program / "Pie.toml")
+    if missing:
+        evaluation.cli.out.note(f"uploaded {_PROGRAM} in {seconds(monotonic() - began)}")
+
+
+def _while_complete(pool: ClientPool, questions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Give questions as long as no connection is lost: then the rest has to wait for the engine's next boot."""
+    for question in questions:
+        if not all(client.session.is_connected for client in pool.clients):
+            return
+        yield question
 
 
 def _identify(question: dict[str, Any]) -> str:

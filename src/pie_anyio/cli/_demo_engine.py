@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine of the demonstration: the real one where it runs, else a simulated one, and its second wind."""
+"""The engines of the demonstration: real ones where they run, else a simulated one, and their second wind."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import hashlib
 import math
 import os
 import random
-from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Literal
 
 import anyio
@@ -21,8 +21,11 @@ from ._errors import FAILED, UserError
 
 _PROGRAM: Final = "choice@0.1.0"
 
+_ENGINES: Final = 2
+"""More are of little use to 120 questions, and each takes about 1 GB of memory."""
+
 _PAGES: Final = 64
-"""Key-value pages of the real engine: room for about a dozen questions, so that 16 at a time meet refusals."""
+"""Key-value pages of a real engine: room for about a dozen questions, more than it gets while its sibling lives."""
 
 _CAPACITY: Final = 12
 _DEATH_NOTICE: Final = 5.0
@@ -32,74 +35,99 @@ EngineChoice = Literal["auto", "real", "simulated"]
 
 
 @attrs.frozen
-class DemoEngine:
-    """A running engine."""
+class DemoEngines:
+    """Running engines: real ones, or a simulated one."""
 
-    url: str
     description: str
-    real: RealEngine | None = None
+    urls: Sequence[str]
+    reals: Sequence[RealEngine] = ()
 
-    async def revive(self) -> bool:
-        """Boot the engine again if it has died; say whether it had.
+    async def revive(self, number: int) -> bool:
+        """Boot an engine again if it has died; say whether it had.
 
         Raises:
             UserError: it does not come back.
 
         Cancellation: the engine is left stopped.
         """
-        if self.real is None:
+        if not self.reals:
             return False
+        real = self.reals[number]
         with anyio.move_on_after(_DEATH_NOTICE) as scope:
-            await self.real.wait()
+            await real.wait()
         if scope.cancelled_caught:
             return False
         try:
-            await self.real.restart()
+            await real.restart()
         except RealEngineUnavailable as exc:
             raise UserError(str(exc), code=FAILED) from exc
         return True
 
 
 @asynccontextmanager
-async def demo_engine(choice: EngineChoice) -> AsyncGenerator[DemoEngine]:
-    """Boot the engine for the demonstration; why it is not the real one is in its description.
+async def demo_engines(choice: EngineChoice) -> AsyncGenerator[DemoEngines]:
+    """Boot the engines for the demonstration; why they are not real is in their description.
 
     Raises:
-        UserError: the real one was asked for and does not run.
+        UserError: real ones were asked for and do not run.
     """
     reason = "as asked for"
     async with AsyncExitStack() as stack:
         if choice != "simulated":
-            stack.enter_context(_device_threads())
             try:
-                real = await stack.enter_async_context(RealEngine(max_total_pages=_PAGES, home=engine_home()))
+                reals = await _boot(stack, _cores())
             except RealEngineUnavailable as exc:
                 if choice == "real":
                     raise UserError(str(exc), hint="--engine simulated needs nothing", code=FAILED) from exc
                 reason = f"the real one is not to be had: {str(exc).splitlines()[0]}"
             else:
-                yield DemoEngine(real.url, "the real engine, on the CPU, with random weights", real)
+                yield DemoEngines(_describe(len(reals)), [real.url for real in reals], reals)
                 return
         simulated = SimulatedEngine()
         simulated.faults.capacity = _CAPACITY
         simulated.inferlet(_PROGRAM, installed=False)(choose)
         await stack.enter_async_context(simulated)
-        yield DemoEngine(simulated.url, f"a simulated engine ({reason})")
+        yield DemoEngines(f"a simulated engine ({reason})", [simulated.url])
 
 
-@contextmanager
-def _device_threads() -> Generator[None]:
-    """Let a software device use two cores, which halves the time of a forward pass, unless the user has said else.
+def _cores() -> list[int]:
+    """Choose the CPUs to use, one for each engine."""
+    affinity = getattr(os, "sched_getaffinity", None)  # on Linux only, as the real engine
+    return [0] if affinity is None else sorted(affinity(0))[:_ENGINES]
 
-    It makes the device's threads a little more likely to die. This engine is booted again then, so speed wins.
+
+async def _boot(stack: AsyncExitStack, cores: Sequence[int]) -> list[RealEngine]:
+    """Boot a real engine on each of some CPUs, all at once; the stack will stop them.
+
+    One engine with two threads in its device is no faster than two with one, and its device dies on it now and then.
+
+    Raises:
+        RealEngineUnavailable: none of them starts.
     """
-    given = os.environ.get("LP_NUM_THREADS")
-    os.environ.setdefault("LP_NUM_THREADS", "2")
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ["LP_NUM_THREADS"]
+    home = engine_home()
+    booted: list[RealEngine] = []
+    failures: list[RealEngineUnavailable] = []
+
+    async def boot(core: int) -> None:
+        real = RealEngine(max_total_pages=_PAGES, home=home, cores=[core])
+        try:
+            await stack.enter_async_context(real)  # a process, which no task has to own
+        except RealEngineUnavailable as exc:
+            failures.append(exc)
+        else:
+            booted.append(real)
+
+    async with anyio.create_task_group() as tasks:
+        for core in cores:
+            tasks.start_soon(boot, core)
+    if not booted:
+        raise failures[0]
+    return booted
+
+
+def _describe(count: int) -> str:
+    number, each = ("1 engine", "") if count == 1 else (f"{count} engines", " each")
+    return f"{number}, the real thing on one CPU core{each}, with random weights"
 
 
 async def choose(session: InferletSession, input: Any) -> object:

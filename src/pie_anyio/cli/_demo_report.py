@@ -25,8 +25,10 @@ class Report:
     tally: Tally
     seconds: float
     receipts: Sequence[Receipt]
-    """One for each connection; there are several only where the engine died on the way."""
+    """One for each round of questions; there are several only where an engine died on the way."""
     deaths: int
+    buried: int
+    """Runs that went down with engines that were seen to be dead."""
     left_running: int
     """Processes that the engine listed after the last answer."""
     random_weights: bool
@@ -47,10 +49,8 @@ class Report:
     @property
     def clean(self) -> bool:
         """Whether nothing can be running: all seen to end, or gone with an engine that was seen to be dead."""
-        receipts = self.receipts[self.deaths :]
-        return not (self.left_running or self.receipt.unconfirmed) and all(
-            receipt.clean for receipt in receipts
-        )
+        receipt = self.receipt
+        return attrs.evolve(receipt, lost=receipt.lost - self.buried).clean and not self.left_running
 
     @property
     def exit_code(self) -> int:
@@ -92,9 +92,8 @@ class Report:
         yield f"first output  {spread(self.tally.first_outputs)}"
         yield f"refusals      {self.receipt.refusals} waited out"
         if self.deaths:
-            lost = sum(receipt.lost for receipt in self.receipts)
-            yield f"engine        died {self.deaths} times and was booted again; {lost} runs went down with it, and"
-            yield "              their questions were asked again"
+            yield f"deaths        {self.deaths} of engines, which were booted again; {self.buried} runs went down with"
+            yield "              them, and their questions were asked again"
         yield receipt_line(self.receipt)
         yield f"left running  {self.left_running}"
 
