@@ -87,7 +87,12 @@ class EventBuffer:
             return
         size = len(event[1]) + _OVERHEAD
         items, budget = self._items, self._budget
-        if items is None or self._overflowed or self._bytes + size > self._limit or budget.used + size > budget.limit:
+        if (
+            items is None
+            or self._overflowed
+            or self._bytes + size > self._limit
+            or budget.used + size > budget.limit
+        ):
             self._put_slowly(event, size)
             return
         items.append(event)
