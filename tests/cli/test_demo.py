@@ -16,7 +16,7 @@ import attrs
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from pie_anyio import PieError, Receipt, Returned, Timings
+from pie_anyio import PieClient, PieError, Receipt, Returned, Timings
 from pie_anyio.cli import _demo_engine
 from pie_anyio.cli._demo_report import Report, total
 from pie_anyio.cli._progress import Tally
@@ -251,6 +251,34 @@ def test_a_simulated_engine_is_not_booted_again(invoke: Invoke, monkeypatch: pyt
     result = invoke("demo", "--questions", "3", "--engine", "simulated")
     assert result.code == 1
     assert "0 of 0" in result.stdout
+
+
+def test_a_run_that_is_listed_a_little_longer(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may list a run for a moment after it has ended: that is not left running."""
+    lists: list[list[str]] = [[], ["late"], ["late"]]
+
+    async def list_processes(client: PieClient) -> list[str]:
+        return lists.pop()
+
+    monkeypatch.setattr("pie_anyio._client.ProcessClient.list_processes", list_processes)
+    monkeypatch.setattr("pie_anyio.cli._demo._LOOK_AGAIN", 0)
+    result = invoke("demo", "--questions", "3", "--engine", "simulated")
+    assert result.code == 0
+    assert "left running  0" in result.stdout
+    assert lists == []
+
+
+def test_a_run_that_goes_on_being_listed(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left running, and makes exit code 1."""
+
+    async def list_processes(client: PieClient) -> list[str]:
+        return ["stray"]
+
+    monkeypatch.setattr("pie_anyio._client.ProcessClient.list_processes", list_processes)
+    monkeypatch.setattr("pie_anyio.cli._demo._SETTLING", 0)
+    result = invoke("demo", "--questions", "3", "--engine", "simulated")
+    assert result.code == 1
+    assert "left running  1" in result.stdout
 
 
 def test_failures_count(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

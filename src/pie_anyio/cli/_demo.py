@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import attrs
 import click
-from anyio import create_task_group
+from anyio import create_task_group, sleep
 
 from pie_anyio import AnyOutcome, ClientPool, Failed, Receipt, Returned, map_processes
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _PROGRAM: Final = "choice@0.1.0"
 _LIMIT: Final = 16
+_SETTLING: Final = 5.0
+"""Seconds for engines to forget the runs that have ended."""
+_LOOK_AGAIN: Final = 0.1
 _BOOTS: Final = 30
 """How often engines may die before the demonstration gives up."""
 
@@ -183,12 +186,22 @@ async def _ask(evaluation: _Evaluation, engines: DemoEngines, program: Path) -> 
             evaluation.receipts.append(call.receipt)
             evaluation.cli.account(call.receipt)
         if not evaluation.open:  # after the last answer, ask what is still running
-            evaluation.left_running = sum([len(await client.list_processes()) for client in pool.clients])
+            evaluation.left_running = await _count_running(pool)
         return {
             number: client.receipt.lost
             for number, client in enumerate(pool.clients)
             if not client.session.is_connected
         }
+
+
+async def _count_running(pool: ClientPool) -> int:
+    """Count what the engines list as running; one lists a run a little longer than until it has told of its end."""
+    deadline = monotonic() + _SETTLING
+    while True:
+        running = sum([len(await client.list_processes()) for client in pool.clients])
+        if not running or monotonic() >= deadline:
+            return running
+        await sleep(_LOOK_AGAIN)
 
 
 async def _install(evaluation: _Evaluation, pool: ClientPool, program: Path) -> None:
