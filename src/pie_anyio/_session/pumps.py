@@ -40,7 +40,13 @@ class Link:
         A request that finds nothing under way would only lose time by waking the writer; one that does finds its way
         into the same write as its neighbours (as in Nagle's algorithm).
         """
-        if self.unheard or self.writing or self.unsent or not self.transport.is_direct or self.protocol.bulk_bytes:
+        if (
+            self.unheard
+            or self.writing
+            or self.unsent
+            or not self.transport.is_direct
+            or self.protocol.bulk_bytes
+        ):
             self.wake.set()
             return
         self.unheard = True
@@ -74,8 +80,7 @@ class Link:
 
 async def read(link: Link) -> None:
     """Feed the core until the stream ends. There is no other wait in this loop, so nothing can hold it up."""
-    data: bytes | None = b""
-    while data is not None:
+    while True:
         try:
             data = await link.transport.receive()
         except ConnectionLost as exc:
@@ -85,7 +90,7 @@ async def read(link: Link) -> None:
         link.unheard = False
         link.protocol.receive_data(data)
         link.flush()
-        if link.router.ended.done:
+        if data is None or link.router.ended.done:
             break
     link.fail(link.protocol.close_reason or ConnectionLost("the connection ended"))
 

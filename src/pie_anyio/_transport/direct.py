@@ -28,10 +28,16 @@ SUPPORTED: Final = os.name == "posix"
 
 
 class DirectSocket(ByteStream):
-    """A connected, non-blocking stream socket."""
+    """A connected, non-blocking stream socket.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        sock: a duplicate of the socket of `owner`.
+        owner: the stream that it was taken from, which is closed with it and not used otherwise.
+    """
+
+    def __init__(self, sock: socket.socket, owner: ByteStream) -> None:
         self._socket = sock
+        self._owner = owner
         self._closed = False
 
     def send_now(self, data: bytes) -> int:
@@ -87,26 +93,22 @@ class DirectSocket(ByteStream):
             self._closed = True
             notify_closing(self._socket)
             self._socket.close()
-        await checkpoint()
+        await self._owner.aclose()
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedResourceError
 
 
-async def take_over(stream: ByteStream) -> ByteStream:
+def take_over(stream: ByteStream) -> ByteStream:
     """Take the socket of a stream that has just been connected; a stream without one is given back as it is.
 
-    Cancellation: nothing is left open.
+    The stream must not have been read from, and is left alone until the end: on asyncio, closing it now would end the
+    connection's outgoing direction with some versions of anyio (before 4.16).
     """
     raw = stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - anyio's, not Django's
     if raw is None or not SUPPORTED:
         return stream
     own = socket.socket(fileno=os.dup(raw.fileno()))
     own.setblocking(False)
-    try:
-        await stream.aclose()  # closes its own descriptor; the connection lives on in the duplicate
-    except BaseException:
-        own.close()
-        raise
-    return DirectSocket(own)
+    return DirectSocket(own, stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import Final
+from typing import Final, cast
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, aclose_forcefully, fail_after
 from anyio.abc import ByteStream
@@ -98,7 +98,7 @@ async def open_transport(endpoint: Endpoint, timeout: float) -> Transport:
     try:
         with fail_after(timeout):
             stream = await endpoint.connect()
-            return Transport(stream if endpoint.tls else await take_over(stream), endpoint.name)
+            return Transport(stream if endpoint.tls else take_over(stream), endpoint.name)
     except TimeoutError as exc:
         msg = f"could not connect to {endpoint.name} within {timeout:g} s; is the address right, is a firewall between?"
         raise ConnectError(msg, url=endpoint.name) from exc
@@ -130,11 +130,9 @@ def connect_error(endpoint: Endpoint, exc: BaseException) -> ConnectError:
 
 def _root(exc: BaseException) -> BaseException:
     """Find the error that says most: anyio wraps attempts on several addresses into groups."""
-    seen = 0
-    while seen < 10:
-        seen += 1
+    for _ in range(10):
         if isinstance(exc, BaseExceptionGroup):
-            exc = exc.exceptions[0]
+            exc = cast("BaseExceptionGroup[BaseException]", exc).exceptions[0]
         elif exc.__cause__ is not None and not isinstance(exc, ssl.SSLError):
             exc = exc.__cause__
         else:
