@@ -111,9 +111,12 @@ class ToolRelay:
             announced = True
         finally:
             if not announced:
-                server.stop()
-                if self._servers.get(name) is server:
-                    del self._servers[name]
+                self._forget(server)
+
+    def _forget(self, server: ToolServer) -> None:
+        server.stop()
+        if self._servers.get(server.name) is server:  # it may have died, and another have taken the name
+            del self._servers[server.name]
 
     def handle(self, request: McpRequest) -> None:
         """Take a call of a program. Synchronous, since the reader calls it: a slow tool holds nobody else up."""
