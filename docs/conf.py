@@ -7,6 +7,8 @@ import sys
 from importlib import metadata, util
 from pathlib import Path
 
+from pie_anyio import testing
+
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "pie-anyio"
@@ -37,6 +39,10 @@ pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
 autodoc_typehints = "signature"
+# The facade of the testing kit gives its objects their public names on first use; references in annotations need them.
+for _name in testing.__all__:
+    getattr(testing, _name)
+
 # The page about the fixtures needs their module's docstring only, and pytest is nothing that a build of pages needs.
 autodoc_mock_imports = [name for name in ("pytest",) if util.find_spec(name) is None]
 autodoc_member_order = "bysource"

@@ -141,8 +141,12 @@ __all__ = [
     "parse_manifest",
 ]
 
+
 # Errors, reprs and documentation name the public path of what is imported from here.
-for _value in [globals()[_name] for _name in __all__]:
-    if getattr(_value, "__module__", "").startswith("pie_anyio."):
-        _value.__module__ = __name__
-del _value
+def _name_publicly() -> None:
+    for value in [globals()[name] for name in __all__]:
+        if getattr(value, "__module__", "").startswith("pie_anyio."):
+            value.__module__ = __name__
+
+
+_name_publicly()

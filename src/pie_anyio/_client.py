@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self, cast
 
 from anyio import AsyncContextManagerMixin, fail_after, to_thread
 
@@ -273,14 +273,14 @@ class ProcessClient(AsyncContextManagerMixin):
         """
         text = await self._ask(messages.ListProcesses())
         try:
-            rows = json.loads(text)
+            rows: Any = json.loads(text)
         except (ValueError, RecursionError) as exc:
             msg = "list_processes: the engine's answer is not JSON"
             raise RemoteProtocolError(msg) from exc
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in cast("list[object]", rows)):
             msg = "list_processes: the engine's answer is not a list of objects"
             raise RemoteProtocolError(msg)
-        return rows
+        return cast("list[dict[str, Any]]", rows)
 
     # --- programs --------------------------------------------------------------------------------------------------
 

@@ -72,8 +72,8 @@ class ProcessResult:
     """The returned text as it came."""
     stdout: str = attrs.field(default="", repr=False)
     stderr: str = attrs.field(default="", repr=False)
-    messages: list[str] = attrs.field(factory=list, repr=False)
-    files: list[ReceivedFile] = attrs.field(factory=list, repr=False)
+    messages: list[str] = attrs.field(factory=list[str], repr=False)
+    files: list[ReceivedFile] = attrs.field(factory=list[ReceivedFile], repr=False)
     timings: Timings = attrs.field(repr=False)
 
 

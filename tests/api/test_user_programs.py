@@ -88,6 +88,7 @@ async def test_over_real_tcp(profile: Any, key_file: Path, public_key: str) -> N
 
 
 OFFICIAL: dict[str, list[str]] = {
+    "register_mcp_server": ["name", "transport", "command", "args", "url"],
     "authenticate": ["username", "private_key"],
     "auth_by_token": ["token"],
     "ping": [],

@@ -91,6 +91,13 @@ async def adder(session: InferletSession, input: Any) -> object:
     return json.loads(answer["content"][0]["text"])
 
 
+async def upper(session: InferletSession, input: Any) -> object:
+    """Do what the program of this name does that `pie-anyio engine` serves."""
+    text = input["text"].upper()
+    await session.send(text)
+    return {"text": text}
+
+
 async def word_count(session: InferletSession, input: Any) -> object:
     """Do what the decorated function of the pages does."""
     return len(input["text"].split())
@@ -105,6 +112,7 @@ PROGRAMS = {
     "flaky@0.1.0": flaky,
     "race@0.1.0": race,
     "adder@0.1.0": adder,
+    "upper@0.1.0": upper,
 }
 NOT_INSTALLED = {"my-agent": research_agent, "choice": choice, "word-count": word_count}
 

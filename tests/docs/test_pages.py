@@ -32,6 +32,8 @@ def commands() -> Iterator[tuple[Block, list[str]]]:
     """Give each command of the shell blocks, without prompts, variables and comments."""
     for block in all_blocks(*SHELLS):
         for line in block.text.replace("\\\n", " ").splitlines():
+            if block.language == "console" and not line.startswith("$ "):
+                continue  # what the command before it prints
             for part in re.split(r"&&|\|\||[;|]", line):
                 words = shlex.split(part.removeprefix("$ "), comments=True)
                 while words and re.fullmatch(r"\w+=.*", words[0]):
@@ -63,7 +65,11 @@ def test_make_targets_exist() -> None:
 def test_extras_exist() -> None:
     """What the pages install is an extra of this package, or one of the packages that they are about."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    known = {"pie-anyio", *(f"pie-anyio[{extra}]" for extra in project["optional-dependencies"])}
+    packages = ("pie-anyio", ".")  # by name, and from a checkout
+    known = {
+        *packages,
+        *(f"{name}[{extra}]" for name in packages for extra in project["optional-dependencies"]),
+    }
     installed = {
         word for _, words in commands() if "install" in words and words[0] == "pip" for word in words[2:]
     }

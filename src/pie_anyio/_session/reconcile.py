@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from anyio import sleep
 from anyio.abc import TaskGroup
@@ -80,9 +80,14 @@ class Reconciler:
 def _listed_ids(result: str) -> set[str] | None:
     """Read the ids out of a ``list_processes`` answer; None where it makes no sense and so says nothing."""
     try:
-        rows = json.loads(result)
+        rows: Any = json.loads(result)
     except (ValueError, RecursionError):
         return None
     if not isinstance(rows, list):
         return None
-    return {row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)}
+    found = [
+        cast("dict[str, object]", row).get("id")
+        for row in cast("list[object]", rows)
+        if isinstance(row, dict)
+    ]
+    return {process_id for process_id in found if isinstance(process_id, str)}

@@ -127,7 +127,7 @@ class Router:
             error = engine_error(request, event.result, about=owner.program)
             self._fail_owner(owner, error)
         elif isinstance(owner, ReplySlot):
-            owner.set_result((event.ok, event.result))
+            cast("ReplySlot[tuple[bool, str]]", owner).set_result((event.ok, event.result))
 
     def _lose(self, event: core.RequestLost) -> None:
         if event.owner is not None:

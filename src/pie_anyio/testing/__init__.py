@@ -67,7 +67,9 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{home}", __name__), name)
+    value = getattr(import_module(f".{home}", __name__), name)
+    value.__module__ = __name__  # tracebacks and pickles name the public path
+    return value
 
 
 def __dir__() -> list[str]:
