@@ -9,7 +9,7 @@ import ssl
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from typing import Any, Final, NoReturn, Self, cast
 
 from anyio import AsyncContextManagerMixin, fail_after, to_thread
@@ -42,7 +42,11 @@ _DEFAULT_IDENTITY: Final = "default/pie-anyio"
 _DEFAULT_KEEPALIVE: Final = Keepalive()
 
 
+@cache
 def _own_version() -> str:
+    # It costs a tenth of what importing the whole package does, so it waits for the first client.
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
     try:
         return version("pie-anyio")
     except PackageNotFoundError:  # pragma: no cover - running from a checkout that was never installed

@@ -236,8 +236,7 @@ class EventBuffer:
         return True
 
     def _forget_oldest(self, items: deque[AnyEvent | None]) -> None:
-        event = items.popleft()
-        if event is not None:
-            freed = len(event[1]) + _OVERHEAD
-            self._bytes -= freed
-            self._budget.used -= freed
+        event = cast("AnyEvent", items.popleft())  # marks of an overflow belong to the other policy
+        freed = len(event[1]) + _OVERHEAD
+        self._bytes -= freed
+        self._budget.used -= freed

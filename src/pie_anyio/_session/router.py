@@ -116,7 +116,7 @@ class Router:
                 self._fail_owner(
                     event.owner, RemoteProtocolError(f"the engine's answer is damaged: {event.detail}")
                 )
-            case core.RequestLost():
+            case _:
                 self._lose(event)
 
     def _reply(self, event: core.ReplyReceived) -> None:

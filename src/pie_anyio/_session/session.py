@@ -376,9 +376,10 @@ class Session(AsyncContextManagerMixin):
 
     def lose(self, run: Run, why: str) -> None:
         """Give up a run that the engine will not report on any more."""
-        if self._link is not None:
-            self._link.protocol.lose(run.process_id, why)
-            self._link.flush()
+        link = self._link
+        assert link is not None  # a run has a connection
+        link.protocol.lose(run.process_id, why)
+        link.flush()
 
     # --- what the engine says on its own ---------------------------------------------------------------------------
 

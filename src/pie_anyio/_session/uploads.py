@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Self, TypeAlias
 
@@ -23,7 +23,6 @@ from .._flow.slots import ReplySlot
 from .._protocol.messages import CHUNK_BYTES, AddProgram, TransferFile
 from .._protocol.outbox import Lane
 from .._protocol.transfer import count_chunks
-from .pumps import Link
 from .refusals import engine_error
 from .session import Session
 
@@ -141,12 +140,17 @@ async def upload(session: Session, content: Content, manifest: str, *, force: bo
     """
     await session.ready()
     async with _turn(session, content.digest):
-        ok, result = await _upload_once(session, content, manifest, force)
-        if not ok and result.startswith("Out-of-order chunk") and "got 0" in result:
-            # An earlier upload of the same bytes was cut off: the engine has now forgotten it (0.4 section 6.2).
-            ok, result = await _upload_once(session, content, manifest, force)
+        ok, result = await _upload(session, content, manifest, force)
     if not ok:
         raise engine_error("install_program", result)
+
+
+async def _upload(session: Session, content: Content, manifest: str, force: bool) -> tuple[bool, str]:
+    ok, result = await _upload_once(session, content, manifest, force)
+    if not ok and result.startswith("Out-of-order chunk") and "got 0" in result:
+        # An earlier upload of the same bytes was cut off: the engine has now forgotten it (0.4 section 6.2).
+        return await _upload_once(session, content, manifest, force)
+    return ok, result
 
 
 async def _upload_once(session: Session, content: Content, manifest: str, force: bool) -> tuple[bool, str]:
@@ -162,23 +166,14 @@ async def _upload_once(session: Session, content: Content, manifest: str, force:
                 if not link.protocol.upload_chunk(corr_id, chunk):
                     break
                 link.flush()
-                if not await _room(link, slot):
-                    break
+                with suppress(ConnectionLost):
+                    # The slot's own error knows better whether any of it has left this machine.
+                    await link.bulk.wait_below()
         return await slot.wait()
     finally:
         if not slot.done:
             link.protocol.abandon(corr_id)
             link.flush()
-
-
-async def _room(link: Link, slot: ReplySlot[tuple[bool, str]]) -> bool:
-    """Wait until more of an upload may be queued; False where the slot has the end of it already."""
-    try:
-        await link.bulk.wait_below()
-    except ConnectionLost:
-        # The slot's own error knows whether any of it has left this machine.
-        return False
-    return not slot.done
 
 
 async def transfer(session: Session, process_id: str, content: Content) -> None:
