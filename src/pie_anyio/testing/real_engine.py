@@ -410,6 +410,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 async def _serve(engine: RealEngine) -> int:
     """Serve until a signal arrives or the engine dies; return the exit status."""
+    died = False
     # Signals stay caught until the engine is gone: an impatient second Ctrl-C must not leave it behind.
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as group:
@@ -420,9 +421,9 @@ async def _serve(engine: RealEngine) -> int:
                 sys.stderr.write(f"log: {engine.log_path}\n")
                 status = await engine.wait()
                 sys.stderr.write(f"The engine exited with status {status}:\n{engine.log_tail()}\n")
+            died = True
             group.cancel_scope.cancel()
-            return 1
-    return 0
+    return int(died)
 
 
 async def _cancel_on_signal(signals: AsyncIterator[signal.Signals], scope: anyio.CancelScope) -> None:
