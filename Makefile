@@ -18,6 +18,7 @@ ASYNC_RULES := ASYNC103,ASYNC104,ASYNC111,ASYNC112,ASYNC113,ASYNC114,ASYNC118,AS
 
 PYTEST_ARGS  ?=
 COVERAGE_MIN ?= 99
+TYPED_MIN    ?= 0.84
 BENCH_ARGS   ?=
 DEMO_ARGS    ?=
 
@@ -106,7 +107,10 @@ types: $(STAMPS)/group-lint $(STAMPS)/group-test ## check types with mypy and py
 	@echo "==> pyright"
 	@$(PY) -m pyright --pythonpath $(PY)
 	@echo "==> pyright --verifytypes"
-	@$(PY) -m pyright --pythonpath $(PY) --ignoreexternal --verifytypes pie_anyio
+	@PYTHONPATH=src $(PY) -m pyright --pythonpath $(PY) --ignoreexternal --verifytypes pie_anyio --outputjson \
+		> $(STAMPS)/typed.json; $(PY) -c 'import json, sys; \
+		score = json.load(open("$(STAMPS)/typed.json"))["typeCompleteness"]["completenessScore"]; \
+		print(f"{score:.1%} of the public interface has types that need no inference"); sys.exit(score < $(TYPED_MIN))'
 
 docs: $(STAMPS)/group-docs ## build the documentation, warnings being errors
 	@echo "==> docs"
