@@ -80,7 +80,7 @@ $(STAMPS)/group-%: $(STAMPS)/package
 
 # ----------------------------------------------------------------------------------------------------------- targets
 
-demo: $(STAMPS)/engine ## see it work: fan-out, cancellation and reattach, on the real engine where it runs
+demo: $(STAMPS)/engine ## see an evaluation from end to end, on the real engine where it runs
 	@$(VENV)/bin/pie-anyio demo $(DEMO_ARGS)
 
 test: $(STAMPS)/engine $(STAMPS)/group-test ## run all tests on all event loops, with branch coverage
