@@ -39,7 +39,9 @@ class ClientPool(AsyncContextManagerMixin):
         if sockets_per_endpoint < 1:
             msg = f"sockets_per_endpoint must be at least 1, not {sockets_per_endpoint}"
             raise InvalidRequest(msg)
-        self.clients = [ProcessClient(url, **options) for url in urls for _ in range(sockets_per_endpoint)]
+        self.clients: list[ProcessClient] = [
+            ProcessClient(url, **options) for url in urls for _ in range(sockets_per_endpoint)
+        ]
         if not self.clients:
             msg = "a pool needs at least one URL"
             raise InvalidRequest(msg)

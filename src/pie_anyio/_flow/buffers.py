@@ -57,7 +57,7 @@ class EventBuffer:
         self._budget = budget
         self.policy = policy
         self.process_id: str | None = None
-        self.dropped = 0
+        self.dropped: int = 0
         self._bytes = 0
         self._items: deque[AnyEvent | None] | None = (
             None  # an empty deque takes 0.7 KiB; None marks an overflow

@@ -67,12 +67,12 @@ class ClientProtocol:
         limits: Limits | None = None,
         generation: Generation | None = None,
     ) -> None:
-        self.limits = limits or Limits()
-        self.state = ConnectionState.CONNECTING
+        self.limits: Limits = limits or Limits()
+        self.state: ConnectionState = ConnectionState.CONNECTING
         self.generation = generation
         self.close_reason: PieError | None = None
-        self.last_notice = ""
-        self.ignored = 0
+        self.last_notice: str = ""
+        self.ignored: int = 0
         """Messages that were dropped: damaged, of unknown type, or answers that nobody waits for."""
         self._ws = wire.WebSocket(
             client=True,

@@ -190,9 +190,9 @@ class EngineProtocol:
         self, generation: Generation, *, choose: Choose | None = None, answer_close: bool = False
     ) -> None:
         self.generation = generation
-        self.state = ConnectionState.CONNECTING
-        self.limits = INBOUND[generation]
-        self.ignored = 0
+        self.state: ConnectionState = ConnectionState.CONNECTING
+        self.limits: InboundLimits = INBOUND[generation]
+        self.ignored: int = 0
         """Requests that were dropped because nobody had logged in."""
         self._types: Final = frozenset(_V05_TYPES if generation is Generation.V05 else messages.REQUESTS)
         self._answer_close = answer_close

@@ -85,7 +85,7 @@ class Registry:
         self.by_id: dict[str, Run] = {}
         self.launching: set[Run] = set()
         self.unconfirmed: dict[Run, str] = {}
-        self.started = 0
+        self.started: int = 0
         self._ended: Counter[EndKind] = Counter()
 
     def launch(self, run: Run) -> None:

@@ -43,15 +43,15 @@ class Session(AsyncContextManagerMixin):
 
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
-        self.registry = Registry()
-        self.buffered = ByteBudget(options.limits.client_buffer_bytes)
+        self.registry: Registry = Registry()
+        self.buffered: ByteBudget = ByteBudget(options.limits.client_buffer_bytes)
         self.tool_handler: Callable[[McpRequest], None] | None = None
         """Takes the engine's calls of tools; called by the reader, so it must not wait (0.4)."""
         self.transfers: dict[str, Lock] = {}
         """Content hashes that are being sent: equal content takes turns."""
         self.username: str | None = None
         """The name of this connection on a 0.4 engine."""
-        self.login_turn = Lock()
+        self.login_turn: Lock = Lock()
         """Logins take turns: a second one would replace the challenge that the first is signing (0.4 section 4.1)."""
         self._link: Link | None = None
         self._tasks: TaskGroup | None = None

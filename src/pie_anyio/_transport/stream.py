@@ -26,8 +26,8 @@ class Transport:
 
     def __init__(self, stream: ByteStream, name: str) -> None:
         self._stream = stream
-        self.name = name
-        self.broken = False
+        self.name: str = name
+        self.broken: bool = False
         """A write was cut short: what the peer has of the current frame is unknown, so nothing can follow it."""
 
     async def receive(self) -> bytes | None:

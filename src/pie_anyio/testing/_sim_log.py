@@ -101,6 +101,32 @@ class EngineLog:
         self.received_counts[request.type] += 1
         self._note()
 
+    # Counted here and not where it happens: an attribute that a subclass writes has two declarations, and a checker
+    # of types need not take the one that says what it holds.
+
+    def _count_connection(self) -> int:
+        self.connections_total += 1
+        return self.connections_total
+
+    def _count_refused(self) -> None:
+        self.refused_total += 1
+
+    def _count_started(self, process: SimulatedProcess) -> None:
+        self._live[process.id] = process
+        self.started_total += 1
+        self.peak_live = max(self.peak_live, len(self._live))
+
+    def _count_ended(self, process: SimulatedProcess) -> None:
+        assert process.outcome is not None
+        del self._live[process.id]
+        match process.outcome:
+            case ("return", _):
+                self.returned_total += 1
+            case ("error", "Signal"):
+                self.terminated_total += 1
+            case _:
+                self.failed_total += 1
+
     def _note(self) -> None:
         if self._changed is not None:
             self._changed.set()

@@ -46,7 +46,7 @@ class SimulatedProcess:
         captured: bool,
         token_budget: int | None = None,
     ) -> None:
-        self.id = str(uuid4())
+        self.id: str = str(uuid4())
         self.program = program
         self.input = text
         self.user = user

@@ -24,13 +24,14 @@ from .._protocol import websocket as wire
 from .._protocol.messages import EngineMessage, FileChunk, McpResponse, ProcessEvent, Request, Response
 from ._sim_auth import Login
 from ._sim_process import ToolError, canonical_id
-from ._sim_profiles import OnDisconnect
+from ._sim_profiles import OnDisconnect, Profile
 from ._sim_requests import HANDLERS
 from ._sim_uploads import Assembler
 
 if TYPE_CHECKING:
     from ._sim_process import SimulatedProcess
     from .engine import SimulatedEngine
+    from .faults import Faults
 
 _ABORTED: Final = "stream aborted"
 
@@ -74,22 +75,22 @@ class Session:
     def __init__(self, engine: SimulatedEngine, number: int) -> None:
         self.engine = engine
         self.number = number
-        self.profile = engine.profile
-        self.faults = engine.faults
-        self.wake = Wake()
-        self.scope = CancelScope()
+        self.profile: Profile = engine.profile
+        self.faults: Faults = engine.faults
+        self.wake: Wake = Wake()
+        self.scope: CancelScope = CancelScope()
         """The scope of the connection's tasks: cancelled, the connection is dropped."""
         self._random = Random(engine.seed * 65537 + number)
-        self.protocol = core.EngineProtocol(
+        self.protocol: core.EngineProtocol = core.EngineProtocol(
             self.profile.generation, choose=self._choose, answer_close=self.profile.answers_close
         )
-        self.login = Login(engine.doorkeeper)
-        self.assembler = Assembler(engine.max_upload_bytes)
+        self.login: Login = Login(engine.doorkeeper)
+        self.assembler: Assembler = Assembler(engine.max_upload_bytes)
         self.attached: dict[str, SimulatedProcess] = {}
         self.tools: dict[str, str] = {}
-        self.finishing = False
+        self.finishing: bool = False
         """Drop the connection as soon as everything queued has been sent."""
-        self.ended = False
+        self.ended: bool = False
         self._spoken = False
         self._streams = 0
         self._blocked = 0

@@ -30,7 +30,7 @@ from .._types import MIB
 from ._sim_auth import Doorkeeper, Users
 from ._sim_log import EngineLog, ReceivedRequest
 from ._sim_process import InferletSession, SimulatedProcess, ToolError
-from ._sim_profiles import ProfileName, find_profile
+from ._sim_profiles import Profile, ProfileName, find_profile
 from ._sim_programs import InferletFunction, Program, ProgramStore
 from ._sim_session import Session
 from ._sim_shell import serve_connection
@@ -98,13 +98,13 @@ class SimulatedEngine(EngineLog, AsyncContextManagerMixin):
         seed: int = 0,
     ) -> None:
         super().__init__(log_size)
-        self.profile = find_profile(profile)
-        self.doorkeeper = Doorkeeper(users, token)
+        self.profile: Profile = find_profile(profile)
+        self.doorkeeper: Doorkeeper = Doorkeeper(users, token)
         self.token_delay = token_delay
         self.max_upload_bytes = max_upload_bytes
         self.seed = seed
-        self.programs = ProgramStore(self.profile)
-        self.faults = Faults(self.sessions)
+        self.programs: ProgramStore = ProgramStore(self.profile)
+        self.faults: Faults = Faults(self.sessions)
         self._host, self._port = host, port
         self._ssl_context = ssl_context
         self._unix_path = None if unix_path is None else Path(unix_path).absolute()
@@ -147,8 +147,7 @@ class SimulatedEngine(EngineLog, AsyncContextManagerMixin):
         await listener.serve(self._serve_connection, self._task_group)
 
     async def _serve_connection(self, stream: ByteStream) -> None:
-        self.connections_total += 1
-        session = Session(self, self.connections_total)
+        session = Session(self, self._count_connection())
         self.sessions.append(session)
         self._note()
         try:
@@ -196,7 +195,8 @@ class SimulatedEngine(EngineLog, AsyncContextManagerMixin):
     def refuses_launch(self) -> bool:
         """Decide whether the engine has room for another process."""
         refused = self.faults.refuses_launch(len(self._live))
-        self.refused_total += refused
+        if refused:
+            self._count_refused()
         return refused
 
     def create_process(
@@ -204,9 +204,7 @@ class SimulatedEngine(EngineLog, AsyncContextManagerMixin):
     ) -> SimulatedProcess:
         """Register a process; :meth:`start` has it run."""
         process = SimulatedProcess(self, program, text, user, captured=captured, token_budget=token_budget)
-        self._live[process.id] = process
-        self.started_total += 1
-        self.peak_live = max(self.peak_live, len(self._live))
+        self._count_started(process)
         return process
 
     def start(self, process: SimulatedProcess) -> None:
@@ -225,15 +223,7 @@ class SimulatedEngine(EngineLog, AsyncContextManagerMixin):
 
     def process_ended(self, process: SimulatedProcess) -> None:
         """Forget a process, and give its place to the next."""
-        assert process.outcome is not None
-        del self._live[process.id]
-        match process.outcome:
-            case ("return", _):
-                self.returned_total += 1
-            case ("error", "Signal"):
-                self.terminated_total += 1
-            case _:
-                self.failed_total += 1
+        self._count_ended(process)
         self._running.discard(process.id)
         self._note()
         self._admit()

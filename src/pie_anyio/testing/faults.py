@@ -41,7 +41,7 @@ class Hold:
     """Answers that are kept back until :meth:`release`; also a context manager that releases at its end."""
 
     def __init__(self, types: Collection[str], forget: Callable[[Hold], None]) -> None:
-        self.types = frozenset(types)
+        self.types: frozenset[str] = frozenset(types)
         self._forget = forget
         self._waiting: list[Callable[[], None]] = []
         self._changed: Event | None = None

@@ -110,7 +110,7 @@ class CutStream(WrappedStream):
         self._to_receive = after_received
         self._to_send = after_sent
         self._error = error
-        self.is_cut = False
+        self.is_cut: bool = False
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive up to the cut."""
@@ -177,8 +177,8 @@ class StallStream(WrappedStream):
 
     def __init__(self, inner: ByteStream) -> None:
         super().__init__(inner)
-        self.receiving = Gate()
-        self.sending = Gate()
+        self.receiving: Gate = Gate()
+        self.sending: Gate = Gate()
         self._held = b""
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -204,8 +204,8 @@ class HalfOpenStream(WrappedStream):
 
     def __init__(self, inner: ByteStream, *, vanished: bool = False) -> None:
         super().__init__(inner)
-        self.vanished = vanished
-        self.swallowed = 0
+        self.vanished: bool = vanished
+        self.swallowed: int = 0
         self._closed = Event()
 
     def vanish(self) -> None:
@@ -261,7 +261,7 @@ class SlowWriteStream(WrappedStream):
 
     def __init__(self, inner: ByteStream, head: int = 1) -> None:
         super().__init__(inner)
-        self.writing = Gate(is_open=False)
+        self.writing: Gate = Gate(is_open=False)
         self._head = head
 
     async def send(self, item: bytes) -> None:

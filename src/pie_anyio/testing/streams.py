@@ -24,7 +24,7 @@ class _Pipe:
     """One direction: a bounded buffer between one sender and one receiver."""
 
     def __init__(self, max_buffer: int) -> None:
-        self.buffer = bytearray()
+        self.buffer: bytearray = bytearray()
         self.max_buffer = max_buffer
         self.ended = False  # by the sender: what is buffered can still be read
         self.abandoned = False  # by the receiver: nothing will be read any more
@@ -37,6 +37,7 @@ class _Pipe:
         self._changed = Event()
 
     async def wait(self) -> None:
+        """Wait for the next change. Cancellation: nothing is lost."""
         await self._changed.wait()
 
 
@@ -270,8 +271,8 @@ class MemoryConnectable(ByteStreamConnectable):
         wrap_client: Callable[[ByteStream], ByteStream] | None = None,
         wrap_server: Callable[[ByteStream], ByteStream] | None = None,
     ) -> None:
-        self.listener = MemoryListener()
-        self.connections = 0
+        self.listener: MemoryListener = MemoryListener()
+        self.connections: int = 0
         self._max_buffer = max_buffer
         self._wrap_client = wrap_client
         self._wrap_server = wrap_server
