@@ -21,6 +21,7 @@ from pie_anyio import (
     Process,
     ProcessLost,
     ProcessTerminated,
+    Receipt,
     RemoteProtocolError,
     SessionError,
 )
@@ -514,6 +515,24 @@ async def test_an_abandoned_attach_touches_nothing() -> None:
         assert client.receipt.detached == 1
         assert pid in engine.live_processes
         assert Event.Error.value not in engine.received_counts
+
+
+async def test_an_attach_that_never_left_is_withdrawn() -> None:
+    """Cancelled while it waited for the writer: the engine hears nothing of it, and the process runs on."""
+    async with engine_of("v04") as engine, PieClient(engine.connectable) as owner:
+        process = await owner.launch_process("sleep@0.1.0")
+        async with PieClient(engine.connectable) as client:
+            await client.ping()
+            link = client.session.link
+            heard, link.wake = link.wake, Wake()  # the writer does not listen to this one
+            with anyio.move_on_after(1) as scope:
+                await client.attach_process(process.process_id)
+            assert scope.cancelled_caught
+            link.wake = heard
+            await client.ping()
+            assert client.receipt == Receipt(not_started=1)
+        assert engine.received_counts["attach_process"] == 0
+        assert process.process_id in engine.live_processes
 
 
 async def test_any_request_may_be_refused() -> None:
