@@ -24,6 +24,7 @@ from ._exceptions import ConnectionClosed as ConnectionClosed
 from ._exceptions import ConnectionLost as ConnectionLost
 from ._exceptions import EngineBusy as EngineBusy
 from ._exceptions import EngineError as EngineError
+from ._exceptions import InsecureTransport as InsecureTransport
 from ._exceptions import InsecureTransportWarning as InsecureTransportWarning
 from ._exceptions import InvalidRequest as InvalidRequest
 from ._exceptions import KeyFileError as KeyFileError
@@ -71,6 +72,7 @@ from ._ssh_agent import agent_signers as agent_signers
 from ._types import Capabilities as Capabilities
 from ._types import Generation as Generation
 from ._types import Keepalive as Keepalive
+from ._types import Reconnect as Reconnect
 from ._types import Limits as Limits
 
 __all__ = [
@@ -94,9 +96,11 @@ __all__ = [
     "Generation",
     "Inferlet",
     "InsecureKeyFileWarning",
+    "InsecureTransport",
     "InsecureTransportWarning",
     "InvalidRequest",
     "Keepalive",
+    "Reconnect",
     "KeyFileError",
     "KeyLike",
     "Limits",

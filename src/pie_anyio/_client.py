@@ -25,13 +25,13 @@ from ._programs import encode_input, look_up_version, program_name
 from ._protocol import messages
 from ._receipt import Receipt
 from ._session.login import login_with_key, login_with_token
-from ._session.options import EndpointLike, SessionOptions, parse_endpoint
+from ._session.options import EndpointLike, SessionOptions, check_sealed, parse_endpoint
 from ._session.refusals import engine_error
 from ._session.registry import Run
 from ._session.session import Session
 from ._session.uploads import ContentLike, open_content, upload
 from ._ssh_agent import agent_signers
-from ._types import Capabilities, Generation, Keepalive, Limits
+from ._types import Capabilities, Generation, Keepalive, Limits, Reconnect
 
 __all__ = ["KeyLike", "ProcessClient"]
 
@@ -69,6 +69,8 @@ class ProcessClient(AsyncContextManagerMixin):
         passphrase: Passphrase | None = None,
         token: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        require_tls: bool = False,
+        reconnect: Reconnect | bool | None = None,
         connect_timeout: float = 10.0,
         close_timeout: float = 0.5,
         terminate_grace: float = 2.0,
@@ -77,15 +79,19 @@ class ProcessClient(AsyncContextManagerMixin):
         user_agent: str | None = None,
     ) -> None:
         _check_credentials(username, key, token)
+        endpoint = parse_endpoint(url, ssl_context)
+        if require_tls:
+            check_sealed(endpoint)
         self._options = SessionOptions(
-            endpoint=parse_endpoint(url, ssl_context),
+            endpoint=endpoint,
             identity=_check_identity(identity, username),
-            user_agent=user_agent or f"pie-anyio/{_own_version()}",
+            user_agent=_check_user_agent(user_agent) or f"pie-anyio/{_own_version()}",
             limits=limits or Limits(),
             keepalive=keepalive,
             connect_timeout=connect_timeout,
             close_timeout=close_timeout,
             terminate_grace=terminate_grace,
+            reconnect=Reconnect() if reconnect is True else reconnect or None,
         )
         self._username = username
         self._key = key
@@ -203,6 +209,11 @@ class ProcessClient(AsyncContextManagerMixin):
         signers = [] if private_key is None else await self._load_signers(private_key)
         await login_with_key(self._session, username, signers)
 
+        async def again() -> None:
+            await login_with_key(self._session, username, signers)
+
+        self._session.relogin = again
+
     async def auth_by_token(self, token: str) -> None:
         """Log in with the engine's internal token (0.4).
 
@@ -214,6 +225,11 @@ class ProcessClient(AsyncContextManagerMixin):
         """
         _check_text("auth_by_token", token=token)
         await login_with_token(self._session, token)
+
+        async def again() -> None:  # and not a partial, whose repr shows the token
+            await login_with_token(self._session, token)
+
+        self._session.relogin = again
 
     async def _load_signers(self, key: KeyLike) -> list[Signer]:
         if isinstance(key, (str, os.PathLike)):
@@ -607,6 +623,14 @@ def _check_identity(identity: str | None, username: str | None) -> str:
         or not text.rpartition("/")[2].strip()
     ):
         msg = f"identity must be 'tenant/user' or 'user' in printable ASCII, not {text!r}"
+        raise InvalidRequest(msg)
+    return text
+
+
+def _check_user_agent(text: str | None) -> str | None:
+    """Check what goes into a header, where a line break would begin another one."""
+    if text is not None and not (text.isascii() and text.isprintable()):
+        msg = f"user_agent must be printable ASCII, not {text!r}"
         raise InvalidRequest(msg)
     return text
 

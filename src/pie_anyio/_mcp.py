@@ -75,6 +75,7 @@ class ToolRelay:
         self._servers: dict[str, ToolServer] = {}
         self._unanswered = 0
         session.tool_handler = self.handle
+        session.after_login.append(self._announce_again)
 
     async def register(self, name: str, command: str, args: list[str]) -> None:
         """Start a server, shake hands with it, and announce it to the engine.
@@ -105,13 +106,21 @@ class ToolRelay:
         announced = False
         try:
             await server.ready.wait()
-            ok, result = await self._session.request(RegisterMcpServer(name, "stdio", command, args))
+            ok, result = await self._session.request(server.registration)
             if not ok:
                 raise engine_error("register_mcp_server", result, about=name)
             announced = True
         finally:
             if not announced:
                 self._forget(server)
+
+    async def _announce_again(self) -> None:
+        """Tell a new connection of the servers that the one before knew."""
+        for server in list(self._servers.values()):
+            if server.ready.done and server.ended is None:
+                ok, result = await self._session.ask(server.registration)
+                if not ok:
+                    logger.warning("the engine does not take tool server %s again: %s", server.name, result)
 
     def _forget(self, server: ToolServer) -> None:
         server.stop()
@@ -125,16 +134,17 @@ class ToolRelay:
             self._send(request.corr_id, *failure(FAILED, text))
             return
         self._unanswered += 1
-        self._session.spawn(self._answer, request, name="pie-anyio tool call")
+        self._session.spawn(self._answer, request, self._session.connections, name="pie-anyio tool call")
 
-    async def _answer(self, request: McpRequest) -> None:
+    async def _answer(self, request: McpRequest, connection: int) -> None:
         try:
             server = self._servers.get(request.server_name)
             if server is None:
                 answer = failure(FAILED, f"this client has no tool server named {request.server_name!r}")
             else:
                 answer = await server.call(request.method, request.params)
-            self._send(request.corr_id, *answer)
+            if connection == self._session.connections:  # else the number means another call by now, or none
+                self._send(request.corr_id, *answer)
         finally:
             self._unanswered -= 1
 
@@ -179,6 +189,8 @@ class ToolServer:
         """Set after the handshake; an InvalidRequest where it comes to none."""
         self.ended: str | None = None
         """Why no calls are taken any more."""
+        self.registration = RegisterMcpServer(name, "stdio", command[0], command[1:])
+        """How the engine is told of it."""
         self._command = command
         self._version = version
         self._line_bytes = line_bytes

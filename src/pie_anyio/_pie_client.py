@@ -35,6 +35,9 @@ class PieClient(ProcessClient):
         passphrase: the key's passphrase, or a function that gives it.
         token: log in with this token (0.4).
         ssl_context: for ``wss://``: own certificate authorities, client certificates.
+        require_tls: refuse an endpoint that is neither TLS with a checked certificate nor a Unix socket, loopback too.
+        reconnect: come back after the connection was lost: a ``Reconnect``, or True for its defaults. Without it, a lost
+            connection ends everything on it. See "When the connection is lost" in the documentation.
         connect_timeout: seconds for connecting, TLS and the WebSocket handshake together.
         close_timeout: seconds to wait for the engine's side of closing; 0.4 engines never answer it.
         terminate_grace: seconds to wait for processes to confirm that they have ended.
@@ -43,7 +46,7 @@ class PieClient(ProcessClient):
         user_agent: what to say in the handshake's ``user-agent`` header.
 
     Raises (when entered):
-        InvalidRequest: an argument makes no sense.
+        InvalidRequest: an argument makes no sense; ``InsecureTransport`` where ``require_tls`` is not met.
         ConnectError: the engine cannot be reached; the message says why and what to try.
         AuthenticationError: it does not let the user in.
 
@@ -62,6 +65,7 @@ class PieClient(ProcessClient):
         token_budget: int | None = None,
         admission_timeout: float = ADMISSION_TIMEOUT,
         backoff: Backoff = BACKOFF,
+        retry_lost: bool | int = False,
     ) -> MapCall:
         """Run a program once for each input, at most ``limit`` at a time; await the call, or enter it.
 
@@ -80,6 +84,7 @@ class PieClient(ProcessClient):
             token_budget=token_budget,
             admission_timeout=admission_timeout,
             backoff=backoff,
+            retry_lost=retry_lost,
         )
 
     async def first_completed(

@@ -124,6 +124,26 @@ class Keepalive:
 
 
 @attrs.frozen(kw_only=True)
+class Reconnect:
+    """How a client comes back after its connection was lost. Times are in seconds.
+
+    Attempt n begins ``initial`` times 2 to the power of n - 1 after the one before it, at most ``maximum``; a random
+    share of up to ``jitter`` is taken off, so that those who lost an engine together do not come back together. Each
+    attempt is bounded by the client's ``connect_timeout``.
+    """
+
+    attempts: int | None = attrs.field(
+        default=10, validator=attrs.validators.optional(attrs.validators.ge(1))
+    )
+    """Attempts in a row without success after which the client gives up; None never does."""
+    initial: float = attrs.field(default=0.1, validator=attrs.validators.gt(0))
+    maximum: float = attrs.field(default=10.0, validator=attrs.validators.gt(0))
+    jitter: float = attrs.field(default=0.5, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    patience: float = attrs.field(default=10.0, validator=attrs.validators.ge(0))
+    """How long a process is tried that the engine still lists but does not let this client attach to."""
+
+
+@attrs.frozen(kw_only=True)
 class ProcessInfo:
     """One row of ``list_processes``, typed."""
 

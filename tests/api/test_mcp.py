@@ -465,7 +465,7 @@ async def test_a_registration_while_the_block_is_left() -> None:
     """The server is not started, and whoever waits is told."""
     async with running() as (_engine, client):
         await client.ping()
-        client.session._stop_helpers()
+        client.session._leave()
         with pytest.raises(InvalidRequest, match="was stopped"):
             await register(client)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import anyio
 import pytest
 
 from pie_anyio import Event, PieClient, Stdout
@@ -13,9 +12,7 @@ from pie_anyio._protocol.messages import McpRequest
 from pie_anyio._session.registry import Registry, Run
 from pie_anyio._session.router import Router
 from pie_anyio._session.session import Session
-from pie_anyio._transport.stream import Transport
 from pie_anyio._types import CorrelationId
-from pie_anyio.testing import memory_byte_stream_pair
 
 
 def new_session() -> Session:
@@ -49,15 +46,6 @@ async def test_a_pump_that_comes_too_late_does_not_run() -> None:
 
     await session._pump(pump)
 
-
-async def test_a_transport_without_a_connection_is_closed_all_the_same() -> None:
-    """Cut short between connecting and the opening request, the stream does not stay open."""
-    near, far = memory_byte_stream_pair()
-    with anyio.fail_after(5):
-        await new_session()._finish(Transport(near, "nowhere"))
-        with pytest.raises(anyio.EndOfStream):
-            await far.receive()
-    await far.aclose()
 
 
 async def test_a_tool_call_without_tools_is_ignored() -> None:

@@ -13,7 +13,7 @@ import attrs
 
 from .._events import AnyEvent
 from .._exceptions import PieError
-from .messages import McpRequest
+from .messages import McpRequest, Request
 from .state import ProcessState
 
 
@@ -59,6 +59,8 @@ class RequestLost:
     owner: object
     issued: bool
     reason: PieError
+    request: Request
+    quiet: bool
 
 
 class ProcessStarted(NamedTuple):

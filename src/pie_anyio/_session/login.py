@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
+from typing import Final
 
 from anyio import move_on_after
 
@@ -13,10 +14,12 @@ from .._exceptions import AuthenticationError, InsecureTransportWarning, Unsuppo
 from .._keys import Signer
 from .._protocol.auth import read_challenge, write_signature
 from .._protocol.messages import AuthByToken, AuthIdentify, AuthProve
+from .._transport.endpoint import Endpoint
 from .._types import CAPABILITIES, Generation
 from .session import Session
 
 _PROBE_SECONDS = 2.0
+_warned_of: Final[set[str]] = set()
 
 
 async def login_with_key(session: Session, username: str, signers: Sequence[Signer]) -> None:
@@ -84,15 +87,21 @@ async def _login_with_token(session: Session, token: str) -> None:
     if not CAPABILITIES[generation].token_login:
         raise UnsupportedByEngine("auth_by_token", generation=generation, available_in=Generation.V04)
     endpoint = session.options.endpoint
-    if endpoint.tls is None and not endpoint.local:
-        text = (
-            f"a token is sent to {endpoint.name} over an unencrypted connection; use wss:// through a proxy"
-        )
-        warnings.warn(text, InsecureTransportWarning, stacklevel=5)
+    _warn_of_eavesdroppers(endpoint)
     ok, result = await session.ask(AuthByToken(token))
     if not ok:
         msg = f"{endpoint.name} refused the token: {result}; it is made anew at each start of the engine"
         raise AuthenticationError(msg, url=endpoint.name)
+
+
+def _warn_of_eavesdroppers(endpoint: Endpoint) -> None:
+    """Warn, once for each endpoint, of a token that others on the network can read."""
+    if endpoint.tls is not None or endpoint.local or endpoint.name in _warned_of:
+        return
+    text = f"a token is sent to {endpoint.name} over an unencrypted connection; use wss:// through a proxy"
+    warnings.warn(text, InsecureTransportWarning, stacklevel=6)
+    # Not before: where the warning is made an error, each login is to fail.
+    _warned_of.add(endpoint.name)
 
 
 async def _find_generation(session: Session) -> Generation:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import attrs
 
-from .._transport.endpoint import Endpoint, EndpointLike, parse_endpoint
-from .._types import Keepalive, Limits
+from .._transport.endpoint import Endpoint, EndpointLike, check_sealed, parse_endpoint
+from .._types import Keepalive, Limits, Reconnect
 
-__all__ = ["EndpointLike", "SessionOptions", "parse_endpoint"]
+__all__ = ["EndpointLike", "SessionOptions", "check_sealed", "parse_endpoint"]
 
 
 @attrs.frozen(kw_only=True)
@@ -23,3 +23,4 @@ class SessionOptions:
     connect_timeout: float
     close_timeout: float
     terminate_grace: float
+    reconnect: Reconnect | None = None

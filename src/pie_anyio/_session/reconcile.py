@@ -60,7 +60,7 @@ class Reconciler:
         ok, result = await self._session.request(ListProcesses())
         if not ok:
             return
-        listed = _listed_ids(result)
+        listed = listed_ids(result)
         if listed is None:
             return
         by_id = self._session.registry.by_id
@@ -77,7 +77,7 @@ class Reconciler:
                 self._session.lose(by_id[process_id], _WHY)
 
 
-def _listed_ids(result: str) -> set[str] | None:
+def listed_ids(result: str) -> set[str] | None:
     """Read the ids out of a ``list_processes`` answer; None where it makes no sense and so says nothing."""
     try:
         rows: Any = json.loads(result)

@@ -64,6 +64,8 @@ class Run:
     detached: bool = False
     counted: bool = False
     """The books hold it as started."""
+    reattaching: ReplySlot[tuple[bool, str]] | None = None
+    """Set while an attach is under way that continues the run on a new connection; resolves with its answer."""
     submitted_at: float = 0.0
     started_at: float | None = None
     first_output_at: float | None = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from anyio import current_time
 
-from .._events import AnyEvent, Error, Event, Return
+from .._events import AnyEvent, Error, Event, Gap, Return
 from .._exceptions import ConnectionLost, PieError, ProcessLost, RemoteProtocolError
 from .._flow.slots import ReplySlot
 from .._protocol import events as core
@@ -30,6 +30,18 @@ SIGNAL: Final = "Signal"
 """The error text of a process that was terminated, in both generations."""
 
 
+class Recovery(Protocol):
+    """Decides what a lost connection leaves open, because it can be continued on the next one."""
+
+    def takes_over(self, reason: PieError) -> bool:
+        """Tell whether live runs are kept."""
+        ...
+
+    def resubmits(self, lost: core.RequestLost) -> bool:
+        """Tell whether a launch or attach that never left is kept, to be sent on the next connection."""
+        ...
+
+
 class Router:
     """Delivers what the core reports. One per connection."""
 
@@ -41,12 +53,14 @@ class Router:
         handshake: ReplySlot[None],
         on_notice: Callable[[str], None],
         on_tool: Callable[[McpRequest], None],
+        recovery: Recovery | None = None,
     ) -> None:
         self._registry = registry
         self._generation = generation
         self._handshake = handshake
         self._on_notice = on_notice
         self._on_tool = on_tool
+        self._recovery = recovery
         self.ended: ReplySlot[PieError] = ReplySlot()
         self._now = 0.0
 
@@ -86,27 +100,31 @@ class Router:
                 pass  # a pong: that bytes arrived is all there is to know
 
     def _start_process(self, run: Run, event: core.ProcessStarted) -> None:
+        if run.reattaching is not None:
+            self._continue_process(run, run.reattaching)
+            return
         run.started_at = self._now
         self._registry.start(run, event.process_id)
+
+    def _continue_process(self, run: Run, answer: ReplySlot[tuple[bool, str]]) -> None:
+        """Note, ahead of what comes on this connection, that some of what came before may be missing."""
+        run.reattaching = None
+        if run.buffer is not None:
+            run.buffer.put(Gap(Event.Gap, "the connection was lost and restored: output may be missing here"))
+        answer.set_result((True, ""))
 
     def _end_process(self, run: Run, event: core.ProcessEnded) -> None:
         kind = _KINDS[event.state]
         text = event.text or ""
         if kind is EndKind.FAILED and (text == SIGNAL or (run.terminating and text in ("cancelled", ""))):
             kind = EndKind.TERMINATED
-        run.ended_at = self._now
-        error: PieError | None = None
         if kind is EndKind.LOST:
-            # Lost is not failed: whoever reads the events gets an exception and not an event of the program's.
-            why = text or "the engine no longer knows the process"
-            name = f"process {run.process_id} ({run.program})"
-            error = ProcessLost(f"{name} is lost: {why}", process_id=run.process_id, program=run.program)
+            lose_run(self._registry, run, text or "the engine no longer knows the process", event.tail)
+            return
+        run.ended_at = self._now
         if run.buffer is not None:
-            if error is None:
-                run.buffer.finish(terminal_event(kind, text))
-            else:
-                run.buffer.fail(error)
-        self._registry.end(run, Ending(kind, text, event.tail, error))
+            run.buffer.finish(terminal_event(kind, text))
+        self._registry.end(run, Ending(kind, text, event.tail))
 
     def _answer(self, event: core.ReplyReceived | core.ReplyDamaged | core.RequestLost) -> None:
         match event:
@@ -124,12 +142,18 @@ class Router:
         if isinstance(owner, Run):
             # Only refusals come this way: a launch that succeeds is reported as ProcessStarted.
             request = "attach_process" if owner.attached else "launch_process"
+            if owner.reattaching is not None:
+                owner.reattaching.set_result((False, event.result))
+                owner.reattaching = None
+                return
             error = engine_error(request, event.result, about=owner.program)
             self._fail_owner(owner, error)
         elif isinstance(owner, ReplySlot):
             cast("ReplySlot[tuple[bool, str]]", owner).set_result((event.ok, event.result))
 
     def _lose(self, event: core.RequestLost) -> None:
+        if self._recovery is not None and isinstance(event.owner, Run) and self._recovery.resubmits(event):
+            return
         if event.owner is not None:
             hint = (
                 "the engine may have acted on it"
@@ -143,7 +167,11 @@ class Router:
 
     def _fail_owner(self, owner: object, error: PieError) -> None:
         """Give an error to whoever waits for an answer."""
-        if isinstance(owner, Run):
+        if isinstance(owner, Run) and owner.reattaching is not None:
+            # The run itself is as it was: whoever tries to continue it decides what becomes of it.
+            owner.reattaching.set_result((False, str(error)))
+            owner.reattaching = None
+        elif isinstance(owner, Run):
             owner.ended_at = self._now
             if owner.buffer is not None:
                 owner.buffer.fail(error)
@@ -156,16 +184,34 @@ class Router:
             owner.set_error(error)
 
     def _end_connection(self, reason: PieError) -> None:
-        """Give everything its final outcome, synchronously; the first reason wins."""
+        """Give everything its final outcome, synchronously, unless it is to go on; the first reason wins."""
         self._handshake.set_error(reason)
-        for run in list(self._registry.by_id.values()):
-            error = lost_error(reason, f"process {run.process_id}", self._generation)
-            run.ended_at = self._now
-            if run.buffer is not None:
-                run.buffer.fail(error)
-            kind = EndKind.DETACHED if run.detached else EndKind.LOST
-            self._registry.end(run, Ending(kind, str(reason), error=error))
+        if self._recovery is None or not self._recovery.takes_over(reason):
+            end_runs(self._registry, reason, self._generation)
         self.ended.set_result(reason)
+
+
+def end_runs(registry: Registry, reason: PieError, generation: int) -> None:
+    """Give every live run its final outcome: there is no connection any more, and none will come."""
+    now = current_time()
+    for run in list(registry.by_id.values()):
+        error = lost_error(reason, f"process {run.process_id}", generation)
+        run.ended_at = now
+        if run.buffer is not None:
+            run.buffer.fail(error)
+        kind = EndKind.DETACHED if run.detached else EndKind.LOST
+        registry.end(run, Ending(kind, str(reason), error=error))
+
+
+def lose_run(registry: Registry, run: Run, why: str, tail: str = "") -> None:
+    """Give up one run that nobody can say more about."""
+    # Lost is not failed: whoever reads the events gets an exception and not an event of the program's.
+    text = f"process {run.process_id} ({run.program}) is lost: {why}"
+    error = ProcessLost(text, process_id=run.process_id, program=run.program)
+    run.ended_at = current_time()
+    if run.buffer is not None:
+        run.buffer.fail(error)
+    registry.end(run, Ending(EndKind.LOST, why, tail, error))
 
 
 def terminal_event(kind: EndKind, text: str) -> AnyEvent:

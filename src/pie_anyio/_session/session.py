@@ -22,7 +22,7 @@ from .._flow.scopes import cleanup_until, raise_single
 from .._flow.slots import Rejected, ReplySlot
 from .._protocol.messages import AttachProcess, AuthIdentify, LaunchProcess, McpRequest, Request
 from .._protocol.state import ConnectionState
-from .._transport.stream import Transport, open_transport
+from .._transport.stream import open_transport
 from .._types import CAPABILITIES, Capabilities, CorrelationId, Generation
 from .opening import finish_handshake, make_link
 from .options import SessionOptions
@@ -30,6 +30,7 @@ from .pumps import Link, keep_alive, read, write
 from .reconcile import Reconciler
 from .registry import Ending, EndKind, Registry, Run
 from .router import Router, logger
+from .supervisor import Supervisor
 
 ABORTED: Final = "stream aborted"
 
@@ -60,6 +61,15 @@ class Session(AsyncContextManagerMixin):
         self._helpers: set[CancelScope] = set()
         self._leaving = False
         self._reconciler = Reconciler(self)
+        self.connections = 0
+        """How many connections there were, the present one included: its generation."""
+        self.relogin: Callable[[], Awaitable[None]] | None = None
+        """Logs in as the caller did last, on another connection."""
+        self._had_login = False
+        """Requests were sent without credentials, which the engine accepted."""
+        self.after_login: list[Callable[[], Awaitable[None]]] = []
+        """What else a new connection has to be told (0.4: the tool servers)."""
+        self._supervisor = Supervisor(self, options.reconnect) if options.reconnect is not None else None
 
     # --- lifetime --------------------------------------------------------------------------------------------------
 
@@ -68,27 +78,42 @@ class Session(AsyncContextManagerMixin):
         with raise_single(_several_failures) as single:
             async with create_task_group() as tasks:
                 self._tasks = tasks
-                transport: Transport | None = None
                 try:
-                    deadline = current_time() + self.options.connect_timeout
-                    transport = await open_transport(self.options.endpoint, self.options.connect_timeout)
-                    await self._begin(tasks, transport, deadline)
+                    await self.connect()
+                    if self._supervisor is not None:
+                        self._supervisor.start()
+                        self.spawn(self._supervisor.run, name="pie-anyio supervisor")
                     with single.body:
                         yield self
                 finally:
-                    self._stop_helpers()
+                    self._leave()
                     try:
-                        if transport is not None:
-                            await self._finish(transport)
+                        await self._finish()
                     finally:
                         self._stop_pumps()
 
-    async def _begin(self, tasks: TaskGroup, transport: Transport, deadline: float) -> None:
-        """Start the pumps and wait for the end of the opening handshake."""
-        options = self.options
+    async def connect(self) -> None:
+        """Open a connection, start its pumps, and wait for the end of the opening handshake.
+
+        Raises:
+            ConnectError: there is no engine, or it does not answer in time.
+
+        Cancellation: what was opened is closed by :meth:`drop_link` or at the end of the client's block.
+        """
+        options, tasks = self.options, self._tasks
+        assert tasks is not None
+        deadline = current_time() + options.connect_timeout
+        transport = await open_transport(options.endpoint, options.connect_timeout)
+        self.connections += 1
+        self.username = None
         handshake: ReplySlot[None] = ReplySlot()
         router = Router(
-            self.registry, generation=1, handshake=handshake, on_notice=self._on_notice, on_tool=self._on_tool
+            self.registry,
+            generation=self.connections,
+            handshake=handshake,
+            on_notice=self._on_notice,
+            on_tool=self._on_tool,
+            recovery=self._supervisor,
         )
         self._link = link = make_link(options, transport, router)
         link.wake.set()
@@ -111,8 +136,23 @@ class Session(AsyncContextManagerMixin):
 
     def _stop_pumps(self) -> None:
         self._stopped = True
+        self._cancel_pumps()
+
+    def _cancel_pumps(self) -> None:
         for scope in self._pumps:
             scope.cancel()
+        self._pumps.clear()
+
+    async def drop_link(self) -> None:
+        """Let go of a connection that is of no use any more, before the next one is opened. Idempotent.
+
+        Cancellation: it is closed all the same.
+        """
+        self._cancel_pumps()
+        link = self._link
+        assert link is not None
+        link.fail(ConnectionLost("the connection was given up"))
+        await link.transport.aclose()
 
     def spawn(self, work: Callable[..., Awaitable[None]], *args: object, name: str) -> None:
         """Run something in the background until the client's block is left.
@@ -133,20 +173,24 @@ class Session(AsyncContextManagerMixin):
             finally:
                 self._helpers.discard(scope)
 
-    def _stop_helpers(self) -> None:
+    def _leave(self) -> None:
+        """Begin to leave the client's block: from here on nothing new is started, and nothing is restored."""
         self._leaving = True
+        if self._supervisor is not None:
+            self._supervisor.stop(ConnectionClosed("the client's block is left"))
         for scope in self._helpers:
             scope.cancel()
 
-    async def _finish(self, transport: Transport) -> None:
+    async def _finish(self) -> None:
         """Close within ``terminate_grace`` and ``close_timeout``, in order; what cannot be waited for is cut."""
+        link = self._link
+        if link is None:
+            return
         try:
-            if self._link is not None:
-                await self._say_goodbye(self._link)
+            await self._say_goodbye(link)
         finally:
-            await transport.aclose()
-            if self._link is not None:
-                self._link.fail(ConnectionClosed("the connection was closed by this side"))
+            await link.transport.aclose()
+            link.fail(ConnectionClosed("the connection was closed by this side"))
 
     async def _say_goodbye(self, link: Link) -> None:
         protocol = link.protocol
@@ -217,8 +261,12 @@ class Session(AsyncContextManagerMixin):
             AuthenticationError: the engine wants credentials.
             ConnectionLost: there is no connection any more.
         """
-        if self.is_logged_in:
-            return
+        if self._supervisor is not None:
+            await self._supervisor.connected()
+        if not self.is_logged_in:
+            await self._log_in_by_default()
+
+    async def _log_in_by_default(self) -> None:
         async with self.login_turn:
             if self.is_logged_in_now():
                 return
@@ -226,6 +274,7 @@ class Session(AsyncContextManagerMixin):
             ok, result = await self.ask(AuthIdentify(username))
             if self.is_logged_in_now():
                 self.username = username
+                self._had_login = True
             else:
                 detail = "it wants a signature" if ok else result
                 msg = (
@@ -242,6 +291,28 @@ class Session(AsyncContextManagerMixin):
     def is_logged_in_now(self) -> bool:
         """Ask again after a wait; a method, since type checkers narrow properties."""
         return self.link.protocol.is_open
+
+    async def settled(self) -> None:
+        """Wait until each run that was live when the connection was lost is attached again, or given up.
+
+        Messages to a process that this connection is not attached to are dropped by engines, without a word.
+        """
+        if self._supervisor is not None:
+            await self._supervisor.settled()
+
+    async def log_in_again(self) -> None:
+        """Log in on a new connection as on the one before.
+
+        Raises:
+            AuthenticationError: the engine does not accept any more what it accepted before.
+            ConnectionLost: the new connection is gone as well.
+        """
+        if self.relogin is not None:
+            await self.relogin()
+        elif self._had_login:
+            await self._log_in_by_default()
+        for tell in self.after_login:
+            await tell()
 
     async def require(self, feature: str, capability: str) -> None:
         """Refuse what this engine generation cannot do, before anything of it is sent.
@@ -265,9 +336,7 @@ class Session(AsyncContextManagerMixin):
 
         Cancellation: a request that has not left is withdrawn; otherwise its answer is dropped when it comes.
         """
-        link = self.link
-        if link.requests.is_shut and not urgent:
-            await link.requests.wait_below()
+        link = self.link if urgent else await self._link_with_room()
         slot: ReplySlot[tuple[bool, str]] = ReplySlot()
         corr_id = link.protocol.submit(request, slot, urgent=urgent)
         link.send_soon()
@@ -279,21 +348,51 @@ class Session(AsyncContextManagerMixin):
                 link.flush()
 
     async def request(self, request: Request, *, urgent: bool = False) -> tuple[bool, str]:
-        """Send one request when allowed to, and wait for its answer; see :meth:`ask`."""
-        await self.ready()
-        return await self.ask(request, urgent=urgent)
+        """Send one request when allowed to, and wait for its answer; see :meth:`ask`.
+
+        With a policy to reconnect, a request that certainly was not sent is sent on the next connection.
+        """
+        while True:
+            await self.ready()
+            try:
+                return await self.ask(request, urgent=urgent)
+            except ConnectionLost as exc:
+                if not self._may_repeat(exc):
+                    raise
+
+    def _may_repeat(self, lost: ConnectionLost) -> bool:
+        """Tell whether nothing was sent and there may be another connection; ``ready`` waits for that one."""
+        return lost.issued is False and self._supervisor is not None and self._supervisor.is_down
 
     async def notify(self, request: Request) -> None:
-        """Queue a message that is never answered.
+        """Queue a message that is never answered; with a policy to reconnect, when its process is attached again.
 
         Cancellation: either nothing was queued, or all of it.
         """
-        await self.ready()
+        while True:
+            await self.ready()
+            await self.settled()
+            try:
+                link = await self._link_with_room()
+            except ConnectionLost as exc:
+                if not self._may_repeat(exc):
+                    raise
+                continue
+            link.protocol.notify(request)
+            link.send_soon()
+            return
+
+    async def _link_with_room(self) -> Link:
+        """Wait until the outbox takes more.
+
+        Raises:
+            ConnectionLost: there is no connection any more.
+        """
         link = self.link
-        if link.requests.is_shut:
+        while link.requests.is_shut:
             await link.requests.wait_below()
-        link.protocol.notify(request)
-        link.send_soon()
+            link = self.link  # it may have ended between the moment that woke this task and now
+        return link
 
     # --- runs ------------------------------------------------------------------------------------------------------
 
@@ -332,11 +431,31 @@ class Session(AsyncContextManagerMixin):
         assert link is not None
         if run.process_id:
             link.protocol.release(run.process_id)
-        elif link.protocol.abandon(run.corr_id) == 0:
+        elif self._withdraws(run, link):
             self.registry.end(run, Ending(EndKind.WITHDRAWN))
         link.flush()
         if not run.ended.done:
             self.registry.note_unconfirmed(run)  # taken back by its end
+
+    @staticmethod
+    def _withdraws(run: Run, link: Link) -> bool:
+        """Give up a launch or attach that has no answer; tell whether nothing of it was sent."""
+        # Without a number it waits for the next connection, which has not seen it.
+        return not run.corr_id or link.protocol.abandon(run.corr_id) == 0
+
+    def reattach(self, run: Run) -> ReplySlot[tuple[bool, str]]:
+        """Ask to continue a run that another connection left; give where the answer will be."""
+        link = self.link
+        run.reattaching = answer = ReplySlot[tuple[bool, str]]()
+        run.corr_id = link.protocol.submit(AttachProcess(run.process_id), run, quiet=run.buffer is None)
+        link.flush()
+        return answer
+
+    def end_remotely(self, run: Run) -> None:
+        """Have the engine end a run that was released while no connection could carry that."""
+        link = self.link
+        link.protocol.release(run.process_id)
+        link.flush()
 
     def forsake(self, run: Run) -> None:
         """Give up a launch or attach whose caller leaves before it has the answer. Synchronous and idempotent.
@@ -349,7 +468,7 @@ class Session(AsyncContextManagerMixin):
             link = self._link
             assert link is not None
             run.detached = True
-            if not run.process_id and link.protocol.abandon(run.corr_id) == 0:
+            if not run.process_id and self._withdraws(run, link):
                 self.registry.end(run, Ending(EndKind.WITHDRAWN))
             link.flush()
 
