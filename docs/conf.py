@@ -55,7 +55,10 @@ add_module_names = False
 nitpick_ignore_regex = [
     # Private types in signatures of the testing kit's inner parts.
     (r"py:.*", r"pie_anyio\.(testing\.)?(\w+\.)?_.*"),
-    (r"py:class", r"pie_anyio\.testing\.streams\.MemoryByteStream|Rewrite|Request|Session|P"),
+    (
+        r"py:class",
+        r"pie_anyio\.testing\.streams\.MemoryByteStream|Rewrite|Request|Session|P|CoreEvent|engine_core\.EngineEvent",
+    ),
     # Attributes that exist without a docstring of their own.
     (r"py:attr", r"source|name"),
     (

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import pkgutil
 import re
+from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any, Final
 
 from sphinx.application import Sphinx
@@ -19,6 +21,7 @@ from sphinx.ext.napoleon.docstring import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 
 import pie_anyio
+import pie_anyio.testing
 
 _CONFIG: Final = Config(napoleon_use_rtype=False, napoleon_use_ivar=True)
 _REMARKED: Final = re.compile(r"^(?P<title>Raises|Returns) (?P<remark>\(.*\)):$")
@@ -57,10 +60,15 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
 
 def share_attribute_docs(app: Sphinx) -> None:
     """Let the facade know the comments on attributes in the modules behind it, whose classes say that they are its."""
-    facade = ModuleAnalyzer.for_module("pie_anyio")
+    _share(pie_anyio, lambda name: ".cli" not in name and ".testing" not in name)
+    _share(pie_anyio.testing, lambda name: "plugin" not in name)
+
+
+def _share(package: ModuleType, wanted: Callable[[str], bool]) -> None:
+    facade = ModuleAnalyzer.for_module(package.__name__)
     facade.analyze()
-    for found in pkgutil.walk_packages(pie_anyio.__path__, "pie_anyio."):
-        if ".cli" in found.name or ".testing" in found.name:
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not wanted(found.name):
             continue
         import_module(found.name)
         module = ModuleAnalyzer.for_module(found.name)

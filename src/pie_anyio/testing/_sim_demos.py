@@ -85,3 +85,4 @@ DEMOS: Final[dict[str, InferletFunction]] = {
     "talk": talk,
     "file-echo": file_echo,
 }
+"""The programs that a served simulated engine comes with, by name; give them to ``engine.inferlet(name)``."""

@@ -11,6 +11,7 @@ import attrs
 from .._types import MIB, Generation
 
 ProfileName: TypeAlias = Literal["v05", "v04", "v04-faithful"]
+"""The names of the profiles."""
 
 
 class OnDisconnect(Enum):
