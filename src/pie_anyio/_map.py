@@ -73,12 +73,17 @@ class MapCall(AsyncContextManagerMixin):
         token_budget: int | Sequence[int | None] | None = None,
         admission_timeout: float = ADMISSION_TIMEOUT,
         backoff: Backoff = BACKOFF,
+        retry_lost: bool | int = False,
         stop_at_first: bool = False,
         decode: Callable[[str], Any] = decode_value,
     ) -> None:
         self._used = True  # until the arguments turn out to be usable: no warning beside their error
         if type(limit) is not int or limit < 1:
             msg = f"limit must be a number of runs, at least 1, not {limit!r}"
+            raise InvalidRequest(msg)
+        given: object = retry_lost  # callers without a type checker pass anything
+        if not isinstance(given, int) or given < 0:
+            msg = f"retry_lost must be True, False, or a number of repeats, not {retry_lost!r}"
             raise InvalidRequest(msg)
         program_name(program, bare=True)
         self._plain = on_error == "raise"
@@ -95,6 +100,7 @@ class MapCall(AsyncContextManagerMixin):
             stop_at_first=stop_at_first,
             admission_timeout=admission_timeout,
             backoff=backoff,
+            retry_lost=int(retry_lost),
         )
         self._runner: MapRunner | None = None
         self._outcomes = OutcomeQueue(ordered=ordered, bound=None)
@@ -215,6 +221,7 @@ def map_processes(
     token_budget: int | None = None,
     admission_timeout: float = ADMISSION_TIMEOUT,
     backoff: Backoff = BACKOFF,
+    retry_lost: bool | int = False,
 ) -> MapCall:
     """Run a program once for each input, at most ``limit`` at a time; await the call, or enter it.
 
@@ -225,6 +232,11 @@ def map_processes(
     A launch that the engine refuses for lack of capacity is no failure: it is tried again, after a delay that grows
     and varies, while the number of live runs shrinks. Where none of the runs has been under way for
     ``admission_timeout`` seconds, the refusal counts as a failure after all.
+
+    ``retry_lost`` declares that the program may run more than once for the same input. Then an item whose run is lost
+    (the connection went, or the engine lost sight of it) is started again: once with ``True``, or so many times at the
+    most. Only the last outcome is given, with its ``attempts``, while the receipt counts every run. Where a repeat
+    cannot be started the item stays lost.
 
     Raises (when awaited or iterated):
         ExceptionGroup: of ``ProcessError``, each with ``index`` and ``key``: more failures than tolerated.
@@ -243,6 +255,7 @@ def map_processes(
         token_budget=token_budget,
         admission_timeout=admission_timeout,
         backoff=backoff,
+        retry_lost=retry_lost,
     )
 
 

@@ -48,6 +48,18 @@ class MapOptions:
     admission_timeout: float
     """Seconds with no run under way after which a refusal for lack of capacity counts as a failure."""
     backoff: Backoff
+    retry_lost: int
+    """How often a lost run may be repeated."""
+
+
+@attrs.define(eq=False)
+class _Tries:
+    """What has been tried for one item."""
+
+    refusals: int = 0
+    attempts: int = 1
+    lost: Lost | None = None
+    """The latest run of it that was lost."""
 
 
 class MapRunner:
@@ -140,24 +152,38 @@ class MapRunner:
         self._hand_over(outcome)
 
     async def _run_item(self, item: Item, permit: Permit) -> AnyOutcome:
-        """Run one item to its end, waiting out refusals for lack of capacity."""
+        """Run one item to its end, and again for as long as it is lost and may be repeated."""
+        tries = _Tries()
+        while True:
+            outcome = await self._try_item(item, permit, tries)
+            if isinstance(outcome, Lost):
+                if tries.attempts > self._options.retry_lost:
+                    return outcome
+            elif tries.lost is not None and outcome.process_id is None:
+                return tries.lost  # the repeat was not started, but the run that was lost may have completed
+            else:
+                return outcome
+            tries.lost = outcome
+            tries.attempts += 1
+
+    async def _try_item(self, item: Item, permit: Permit, tries: _Tries) -> AnyOutcome:
+        """Run one item once, waiting out refusals for lack of capacity."""
         options = self._options
         budget = options.token_budget
         if budget is not None and not isinstance(budget, int):
             budget = budget[item.index]
-        refusals = 0
         while True:
             try:
                 run = await self.fleet.run(options.program, item.value, budget)
             except (ConnectionLost, LocalProtocolError) as exc:
-                return self._not_started(item, exc, refusals)
+                return self._not_started(item, exc, tries)
             if not self._may_try_again(run):
-                return self._outcome(item, run, refusals)
-            refusals += 1
+                return self._outcome(item, run, tries)
+            tries.refusals += 1
             self.fleet.refusals += 1
             self._limit.refused()
             permit.give_back()
-            await sleep(options.backoff.delay(refusals))
+            await sleep(options.backoff.delay(tries.refusals))
             await permit.take()
 
     def _may_try_again(self, run: Run) -> bool:
@@ -171,7 +197,7 @@ class MapRunner:
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
-    def _outcome(self, item: Item, run: Run, refusals: int) -> AnyOutcome:
+    def _outcome(self, item: Item, run: Run, tries: _Tries) -> AnyOutcome:
         ending = run.ending
         assert ending is not None
         where: dict[str, Any] = {
@@ -179,7 +205,8 @@ class MapRunner:
             "key": item.key,
             "process_id": run.process_id or None,
             "timings": timings_of(run),
-            "refusals": refusals,
+            "refusals": tries.refusals,
+            "attempts": tries.attempts,
         }
         if ending.kind in (EndKind.RETURNED, EndKind.FAILED):
             self._limit.succeeded()  # the engine had room, whatever the program made of it
@@ -198,7 +225,7 @@ class MapRunner:
             case _:
                 return Failed(error=error, **where)
 
-    def _not_started(self, item: Item, exc: PieError, refusals: int) -> AnyOutcome:
+    def _not_started(self, item: Item, exc: PieError, tries: _Tries) -> AnyOutcome:
         now = current_time()
         text = f"item {item.index} was not started: {exc}"
         error: ProcessError
@@ -207,9 +234,11 @@ class MapRunner:
         else:
             error = ProcessError(text, index=item.index, key=item.key)
         error.__cause__ = exc
-        self.fleet.unsent += 1
+        self.fleet.unsent += tries.lost is None
         timings = Timings(submitted=now, ended=now)
-        return NotStarted(index=item.index, key=item.key, error=error, timings=timings, refusals=refusals)
+        return NotStarted(
+            index=item.index, key=item.key, error=error, timings=timings, refusals=tries.refusals
+        )
 
     def _hand_over(self, outcome: AnyOutcome) -> None:
         """Give an outcome to the consumer, and judge whether the map goes on."""

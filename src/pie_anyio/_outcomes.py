@@ -30,6 +30,8 @@ class Outcome:
     timings: Timings
     refusals: int = 0
     """How often the engine put the launch off for lack of capacity."""
+    attempts: int = 1
+    """How often it was tried: once, and once more for each lost run that ``retry_lost=`` had repeated."""
 
     @property
     def ok(self) -> bool:

@@ -113,8 +113,10 @@ def ending_error(run: Run, ending: Ending, **where: Any) -> PieError:
         who = "this client" if by_us else "somebody else"
         return ProcessTerminated(f"{name} was terminated by {who}{tail}", by_us=by_us, **about)
     if ending.kind is EndKind.LOST:
-        issued = getattr(ending.error, "issued", True)
-        return ProcessLost(f"{name} is lost: {ending.error}{tail}", issued=issued, **about)
+        # An error of the run's own names the run already; beside it, only a failed launch may not have been issued.
+        why = (isinstance(ending.error, ProcessLost) and ending.text) or ending.error
+        issued = getattr(ending.error, "issued", None) is not False
+        return ProcessLost(f"{name} is lost: {why}{tail}", issued=issued, **about)
     if ending.kind is EndKind.WITHDRAWN:
         why = ending.error or "it was withdrawn"
         return ProcessLost(f"{name} never left this machine: {why}", issued=False, **about)
