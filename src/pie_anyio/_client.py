@@ -25,7 +25,7 @@ from ._programs import encode_input, look_up_version, program_name
 from ._protocol import messages
 from ._receipt import Receipt
 from ._session.login import login_with_key, login_with_token
-from ._session.options import EndpointLike, SessionOptions, check_sealed, parse_endpoint
+from ._session.options import EndpointLike, SessionOptions, parse_endpoint
 from ._session.refusals import engine_error
 from ._session.registry import Run
 from ._session.session import Session
@@ -79,11 +79,8 @@ class ProcessClient(AsyncContextManagerMixin):
         user_agent: str | None = None,
     ) -> None:
         _check_credentials(username, key, token)
-        endpoint = parse_endpoint(url, ssl_context)
-        if require_tls:
-            check_sealed(endpoint)
         self._options = SessionOptions(
-            endpoint=endpoint,
+            endpoint=parse_endpoint(url, ssl_context, require_tls=require_tls),
             identity=_check_identity(identity, username),
             user_agent=_check_user_agent(user_agent) or f"pie-anyio/{_own_version()}",
             limits=limits or Limits(),

@@ -7,6 +7,7 @@
      +- LocalProtocolError        misuse of the protocol: a bug of ours or of the caller
      |   +- UnsupportedByEngine   this engine generation cannot do what was asked
      |   +- InvalidRequest        an argument that can never be sent (name, size, encoding)
+     |       +- InsecureTransport  ... or that must not be sent, since others could read it
      +- RemoteProtocolError       the engine broke the protocol
      +- ConnectError              no connection: refused, TLS, handshake, timeout
      |   +- AuthenticationError   the engine does not let this user in
@@ -25,7 +26,7 @@
      +- OutputOverflow            output came faster than it was read
      +- TransferError             a file or upload could not be transferred
 
-    InsecureTransportWarning (UserWarning)
+    InsecureTransportWarning, InsecureKeyFileWarning (UserWarning)
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "ConnectionLost",
     "EngineBusy",
     "EngineError",
+    "InsecureTransport",
     "InsecureTransportWarning",
     "InvalidRequest",
     "KeyFileError",
@@ -94,6 +96,10 @@ class UnsupportedByEngine(LocalProtocolError):
 
 class InvalidRequest(LocalProtocolError, ValueError):
     """An argument that could never be accepted by an engine; nothing was sent."""
+
+
+class InsecureTransport(InvalidRequest):
+    """``require_tls=True`` and an endpoint without checked TLS; nothing was sent, and nobody was connected to."""
 
 
 class RemoteProtocolError(PieError):

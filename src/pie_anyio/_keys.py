@@ -46,8 +46,11 @@ _PUBLIC_LINE: Final = re.compile(rb"(ssh-(ed25519|rsa|dss)|ecdsa-sha2-|sk-(ssh|e
 _LOAD_ERRORS: Final = (ValueError, TypeError, UnsupportedAlgorithm, InvalidTag, NotImplementedError)
 
 
+_warned_of: Final[set[str]] = set()
+
+
 class InsecureKeyFileWarning(UserWarning):
-    """A private key file can be read or changed by other users of this machine."""
+    """A private key file can be read or changed by other users of this machine (looked at on POSIX systems only)."""
 
 
 @runtime_checkable
@@ -138,16 +141,18 @@ class ParsedPrivateKey:
     ) -> ParsedPrivateKey:
         """Read a private key from a file; ``~`` and ``~user`` stand for home directories.
 
-        A file that other users can read or change is used, with an :class:`InsecureKeyFileWarning` (POSIX only).
+        A file that other users can read or change is used, with an :class:`InsecureKeyFileWarning` once for each file
+        (POSIX only: the access lists of Windows are not looked at).
         The arguments are otherwise those of :meth:`parse`. The call blocks while it reads.
 
         Raises:
             KeyFileError: the file cannot be read, or :meth:`parse` refuses its content.
         """
         data, name, mode = _read(path)
-        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO) and name not in _warned_of:
             msg = f"private key file {name} is open to other users (mode {mode:04o}); run: chmod 600 {name}"
             warnings.warn(msg, InsecureKeyFileWarning, stacklevel=2)
+            _warned_of.add(name)  # not before: where the warning is made an error, each reading is to fail
         return cls(_load(data, passphrase, f"private key file {name}"))
 
     @property

@@ -20,6 +20,7 @@ from pie_anyio import (
     UnsupportedByEngine,
     _client,
 )
+from pie_anyio._session import login
 from pie_anyio.testing import SimulatedEngine
 
 
@@ -128,7 +129,8 @@ async def test_a_token(anyio_backend: Any, profile: Any) -> None:
 
 
 async def test_an_unencrypted_token_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it leaves the machine, and each time that it is sent."""
+    """Where it leaves the machine."""
+    monkeypatch.setattr(login, "_warned_of", set())
     async with SimulatedEngine("v04", port=None, token="t") as engine:
         client = PieClient("ws://engine.example:8080", token="t")
         endpoint = client._options.endpoint

@@ -59,4 +59,7 @@ def _handshake_error(exc: PieError, name: str) -> ConnectError:
     if isinstance(exc, ConnectError) and exc.status is not None:
         return ConnectError(f"could not connect to {name}: {exc}", url=name, status=exc.status, body=exc.body)
     hint = "is this the URL of a Pie engine, and ws:// or wss:// as it should be?"
+    if name.startswith("wss://"):
+        # Under TLS 1.3 the client is through with the handshake when the server looks for its certificate.
+        hint += " Or does it want a client certificate? That goes into ssl_context="
     return ConnectError(f"could not connect to {name}: {exc}; {hint}", url=name)

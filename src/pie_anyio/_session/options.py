@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import attrs
 
-from .._transport.endpoint import Endpoint, EndpointLike, check_sealed, parse_endpoint
+from .._transport.endpoint import Endpoint, EndpointLike, parse_endpoint
 from .._types import Keepalive, Limits, Reconnect
 
-__all__ = ["EndpointLike", "SessionOptions", "check_sealed", "parse_endpoint"]
+__all__ = ["EndpointLike", "SessionOptions", "parse_endpoint"]
 
 
 @attrs.frozen(kw_only=True)

@@ -20,7 +20,7 @@ from anyio import (
     wait_readable,
     wait_writable,
 )
-from anyio.abc import ByteStream, SocketAttribute
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from anyio.lowlevel import checkpoint
 
 SUPPORTED: Final = os.name == "posix"
@@ -105,8 +105,11 @@ def take_over(stream: ByteStream) -> ByteStream:
 
     The stream must not have been read from, and is left alone until the end: on asyncio, closing it now would end the
     connection's outgoing direction with some versions of anyio (before 4.16).
+
+    A stream that lies on top of another, such as TLS, names the socket of the one below as its own. Taking that would
+    send in the clear what was to be encrypted, so nothing but a stream of sockets itself is looked into.
     """
-    raw = stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - anyio's, not Django's
+    raw = stream.extra(SocketAttribute.raw_socket, None) if isinstance(stream, SocketStream) else None  # noqa: S610 - anyio's
     if raw is None or not SUPPORTED:
         return stream
     own = socket.socket(fileno=os.dup(raw.fileno()))

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import ssl
+from ipaddress import ip_address
 from typing import Final, TypeAlias
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import attrs
 from anyio import Lock, TCPConnectable, UNIXConnectable, aclose_forcefully
 from anyio.abc import ByteStream, ByteStreamConnectable
-from anyio.streams.tls import TLSStream
+from anyio.streams.tls import TLSConnectable, TLSStream
 
-from .._exceptions import InvalidRequest
+from .._exceptions import InsecureTransport, InvalidRequest
 
 EndpointLike: TypeAlias = str | ByteStreamConnectable
 DEFAULT_TARGET: Final = "/v1/ws"
@@ -52,7 +53,9 @@ class Endpoint:
     tls: ssl.SSLContext | None = attrs.field(default=None, repr=False)
     tls_hostname: str = ""
     local: bool = False
-    """Whether the bytes stay on this machine."""
+    """Whether the bytes stay on this machine, as far as can be told."""
+    sealed: bool = False
+    """Whether nobody on the way can read or change them: checked TLS, or a Unix socket."""
 
     async def connect(self) -> ByteStream:
         """Open the stream, with TLS where the URL asks for it.
@@ -75,16 +78,24 @@ class Endpoint:
             raise
 
 
-def parse_endpoint(url: EndpointLike, ssl_context: ssl.SSLContext | None = None) -> Endpoint:
-    """Read an endpoint.
+def parse_endpoint(
+    url: EndpointLike, ssl_context: ssl.SSLContext | None = None, *, require_tls: bool = False
+) -> Endpoint:
+    """Read an endpoint, and refuse one that is not sealed where ``require_tls`` is set.
 
     ``url`` is ``ws://host[:port][/path]``, ``wss://...``, ``ws+unix:///path/to/socket``, or a connectable of anyio's.
 
     Raises:
         InvalidRequest: it is none of these.
+        InsecureTransport: it is neither TLS with a checked certificate nor a Unix socket.
     """
-    if isinstance(url, ByteStreamConnectable):
-        return Endpoint("a given byte stream", "pie-engine", DEFAULT_TARGET, url, local=True)
+    endpoint = _given_endpoint(url) if isinstance(url, ByteStreamConnectable) else _read_url(url, ssl_context)
+    if require_tls:
+        _check_sealed(endpoint)
+    return endpoint
+
+
+def _read_url(url: str, ssl_context: ssl.SSLContext | None) -> Endpoint:
     if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         msg = f"an engine's URL must be text or an anyio connectable, not {type(url).__name__}"  # type: ignore[unreachable]
         raise InvalidRequest(msg)
@@ -99,7 +110,9 @@ def parse_endpoint(url: EndpointLike, ssl_context: ssl.SSLContext | None = None)
         if host or not path:
             msg = "a ws+unix URL has three slashes and the path of the socket: ws+unix:///run/pie.sock"
             raise InvalidRequest(msg)
-        return Endpoint(f"ws+unix://{path}", "localhost", DEFAULT_TARGET, UNIXConnectable(path), local=True)
+        return Endpoint(
+            f"ws+unix://{path}", "localhost", DEFAULT_TARGET, UNIXConnectable(path), local=True, sealed=True
+        )
     _check_tcp(url, parts, port)
     assert host is not None
     tls = None
@@ -117,8 +130,57 @@ def parse_endpoint(url: EndpointLike, ssl_context: ssl.SSLContext | None = None)
         connectable=TCPConnectable(host, number),
         tls=tls,
         tls_hostname=host,
-        local=host in ("localhost", "::1") or host.startswith("127."),
+        local=_is_loopback(host),
+        sealed=tls is not None and _verifies(tls),
     )
+
+
+def _check_sealed(endpoint: Endpoint) -> None:
+    """Refuse an endpoint that somebody on the way could read or change."""
+    if endpoint.sealed:
+        return
+    if endpoint.tls is not None:
+        why = (
+            "its ssl_context checks no certificate, so that anybody could answer; leave verify_mode as it is"
+        )
+    else:
+        why = (
+            "it is not encrypted; use wss:// through a proxy, a ws+unix:// socket, or anyio's TLSConnectable"
+        )
+    msg = f"require_tls=True refuses {endpoint.name}: {why}"
+    raise InsecureTransport(msg)
+
+
+def _given_endpoint(connectable: ByteStreamConnectable) -> Endpoint:
+    """Judge what the caller connects with, as far as anyio's own connectables can be looked into."""
+    inner: object = connectable
+    encrypted = verified = False
+    while isinstance(inner, TLSConnectable):
+        encrypted, verified = True, verified or _verifies(inner.ssl_context)
+        inner = inner.connectable
+    # What is none of anyio's is the caller's own making: a tunnel, a simulated engine. Nothing is known against it.
+    name, local = "a given byte stream", True
+    if isinstance(inner, TCPConnectable):
+        name, local = (
+            f"a given stream to {inner.host}:{inner.port}",
+            encrypted or _is_loopback(str(inner.host)),
+        )
+    sealed = verified or isinstance(inner, UNIXConnectable)
+    return Endpoint(name, "pie-engine", DEFAULT_TARGET, connectable, local=local, sealed=sealed)
+
+
+def _is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine by its address; of names only the one that cannot be anything else."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _verifies(context: ssl.SSLContext) -> bool:
+    return context.verify_mode is ssl.CERT_REQUIRED
 
 
 def _check_tcp(url: str, parts: SplitResult, port: int | None) -> None:

@@ -36,6 +36,7 @@ class Settings:
     username: str | None = None
     key: str | None = None
     token_file: str | None = None
+    require_tls: bool = False
     connect_timeout: float = 10.0
     backend: str = "asyncio"
     json: bool = False
@@ -70,6 +71,7 @@ class Settings:
             key=key,
             passphrase=ask_passphrase,
             token=token,
+            require_tls=self.require_tls,
             connect_timeout=self.connect_timeout,
         )
 
@@ -143,6 +145,10 @@ _OPTIONS: Final[tuple[tuple[tuple[str, ...], dict[str, Any]], ...]] = (
     (
         ("--token-file",),
         {"metavar": "FILE", "help": "Log in with the token in this file (0.4); or set PIE_TOKEN"},
+    ),
+    (
+        ("--require-tls",),
+        {"is_flag": True, "default": None, "help": "Refuse what is neither wss:// nor ws+unix://"},
     ),
     (
         ("--connect-timeout",),
