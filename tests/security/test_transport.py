@@ -19,12 +19,14 @@ from tests.security.conftest import serving
 from pie_anyio import (
     ClientPool,
     ConnectError,
+    ConnectionLost,
     InsecureTransport,
     InsecureTransportWarning,
     InvalidRequest,
     PieClient,
 )
 from pie_anyio._transport.endpoint import parse_endpoint
+from pie_anyio._transport.stream import Transport
 from pie_anyio.cli._app import run
 from pie_anyio.testing import SimulatedEngine
 from pie_anyio.testing.streams import MemoryConnectable
@@ -257,3 +259,26 @@ async def test_a_warning_that_is_an_error_is_always_one() -> None:
                     async with _far(engine, token="t0ken"):
                         pytest.fail("it logged in")
         assert engine.received_counts["auth_by_token"] == 0
+
+
+async def test_a_peer_that_goes_while_tls_is_sent() -> None:
+    """Sending under TLS may be what finds out; that is a lost connection and nothing else."""
+
+    class Gone(ByteStream):
+        async def receive(self, max_bytes: int = 65536) -> bytes:
+            raise AssertionError("not read")
+
+        async def send(self, item: bytes) -> None:
+            raise anyio.EndOfStream
+
+        async def send_eof(self) -> None:
+            raise AssertionError("not ended")
+
+        async def aclose(self) -> None:
+            await anyio.lowlevel.checkpoint()
+
+    transport = Transport(Gone(), "wss://h:1")
+    with pytest.raises(ConnectionLost, match=r"wss://h:1 broke: the peer closed it"):
+        await transport.send(b"x")
+    assert transport.broken
+    await transport.aclose()

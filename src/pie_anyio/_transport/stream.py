@@ -66,7 +66,8 @@ class Transport:
         try:
             await self._stream.send(data)
             complete = True
-        except _BACKEND_ERRORS as exc:
+        except (*_BACKEND_ERRORS, EndOfStream) as exc:
+            # Sending under TLS reads too, and so may be what finds that the peer has gone.
             raise self._lost(exc) from exc
         finally:
             self.broken = self.broken or not complete
@@ -83,7 +84,7 @@ class Transport:
             pass  # closing a broken stream cannot be helped any further
 
     def _lost(self, exc: BaseException) -> ConnectionLost:
-        text = str(exc.__cause__ or exc) or type(exc).__name__
+        text = str(exc.__cause__ or exc) or "the peer closed it"
         return ConnectionLost(f"the connection to {self.name} broke: {text}")
 
 
