@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable
@@ -113,7 +114,7 @@ def check_private(path: str, what: str) -> None:
         raise UserError(msg) from exc
     if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
         msg = f"the {what} {path} is open to other users (mode {stat.S_IMODE(mode):04o})"
-        raise UserError(msg, hint=f"chmod 600 {path}")
+        raise UserError(msg, hint=f"chmod 600 {shlex.quote(path)}")
 
 
 def ask_passphrase() -> str:
