@@ -117,6 +117,7 @@ SAFE_NAMES = {
     "tab\tline\n.txt": "tabline.txt",
     "gpj.\u202eexe.txt": "gpj.exe.txt",
     "zero\u200bwidth": "zerowidth",
+    "line\u2028end\u2029s": "lineends",
     "lone\ud800surrogate": "lonesurrogate",
     " spaces ": "spaces",
     "dots...": "dots",

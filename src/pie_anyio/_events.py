@@ -57,6 +57,11 @@ _DEVICE_NAMES: Final = frozenset(
 _WINDOWS_FORBIDDEN: Final = str.maketrans(dict.fromkeys('<>"|?*', "_"))
 
 
+def _is_invisible(ch: str) -> bool:
+    """Tell whether a character controls, formats, ends a line or means nothing: a name has no use for those."""
+    return (category := unicodedata.category(ch))[0] == "C" or category in ("Zl", "Zp")
+
+
 def _fit(name: str, mark: str = "") -> str:
     """Put ``mark`` before the extension of ``name`` and cut the part before it to what file systems accept."""
     stem, extension = os.path.splitext(name)
@@ -95,7 +100,7 @@ class ReceivedFile(bytes):
         extension kept. ``fallback`` stands in, unchanged, where nothing usable is left.
         """
         tail = (self.name or "").replace("\\", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
-        clean = "".join(ch for ch in tail if unicodedata.category(ch)[0] != "C").strip().rstrip(". ")
+        clean = "".join(ch for ch in tail if not _is_invisible(ch)).strip().rstrip(". ")
         if not clean:
             return fallback
         clean = clean.translate(_WINDOWS_FORBIDDEN)

@@ -151,7 +151,8 @@ class ParsedPrivateKey:
         """
         data, name, mode = _read(path)
         if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO) and name not in _warned_of:
-            msg = f"private key file {name} is open to other users (mode {mode:04o}); run: chmod 600 {shlex.quote(name)}"
+            remedy = f"chmod 600 {shlex.quote(name)}"
+            msg = f"private key file {name} is open to other users (mode {mode:04o}); run: {remedy}"
             warnings.warn(msg, InsecureKeyFileWarning, stacklevel=2)
             _warned_of.add(name)  # not before: where the warning is made an error, each reading is to fail
         return cls(_load(data, passphrase, f"private key file {name}"))

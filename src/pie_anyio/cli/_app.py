@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from typing import Final, TextIO
@@ -61,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     out = Output(json="--json" in arguments)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _logging_to(out):
         warnings.showwarning = _show_warning(out)
         try:
             code = app.main(args=list(arguments), prog_name="pie-anyio", standalone_mode=False)
@@ -77,10 +80,32 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(exc: Exception, out: Output) -> int:
     if os.environ.get("PIE_DEBUG") and not isinstance(exc, (click.ClickException, UserError)):
-        sys.excepthook(type(exc), exc, exc.__traceback__)
+        out.urgent("".join(traceback.format_exception(exc)).rstrip("\n"))  # made safe, as all that is printed
     diagnosis = diagnose(exc)
     out.error(diagnosis)
     return diagnosis.code
+
+
+class _LogHandler(logging.Handler):
+    """Prints what the library has to say; it may quote an engine, so it goes the way of all output."""
+
+    def __init__(self, out: Output) -> None:
+        super().__init__(logging.WARNING)
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        self._out.urgent(f"{record.levelname.lower()}: {neutralised(self.format(record))}")
+
+
+@contextmanager
+def _logging_to(out: Output) -> Generator[None]:
+    handler, root = _LogHandler(out), logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 def _silence_stdout() -> None:

@@ -14,13 +14,21 @@ from pie_anyio import Receipt
 from ._errors import Diagnosis
 
 # What would move the cursor, change the terminal's state, or make text look like other text: the control characters
-# but for tab and newline, DEL, the second set of controls, and the marks that turn the direction of writing.
-_UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# but for tab and newline, DEL, the second set of controls, other ends of lines, the marks that turn the direction of
+# writing, and characters that are not seen at all.
+_UNSAFE: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 
 
 def neutralised(text: str) -> str:
     """Spell out whatever could control a terminal; tabs and newlines stay."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def on_one_line(text: str) -> str:
+    """Spell out tabs and newlines too, where a line of its own would pass for somebody else's."""
+    return neutralised(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def as_json(value: Any) -> str:
@@ -72,7 +80,7 @@ class Output:
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print columns that line up; the last one is cut to nothing."""
-        lines = [list(head), *([neutralised(cell) for cell in row] for row in rows)]
+        lines = [list(head), *([on_one_line(cell) for cell in row] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 from pie_anyio import AnyOutcome
 
 from ._figures import percentile, seconds
-from ._output import Output
+from ._output import Output, on_one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -157,7 +157,7 @@ def _make_bar(what: str, total: int | None) -> tuple[RichProgress, TaskID]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
@@ -165,7 +165,7 @@ def _make_bar(what: str, total: int | None) -> tuple[RichProgress, TaskID]:
         console=Console(file=sys.stderr),
         auto_refresh=False,
     )
-    return bar, bar.add_task(what, total=total, details="")
+    return bar, bar.add_task(on_one_line(what), total=total, details="")
 
 
 def make_progress(style: Style | None, tally: Tally, what: str, out: Output) -> Progress:
