@@ -29,6 +29,7 @@ from pie_anyio import (
     TransferError,
 )
 from pie_anyio._process import ending_error
+from pie_anyio._session import uploads
 from pie_anyio._session.registry import Ending, EndKind, Run
 from pie_anyio.testing import SimulatedEngine
 
@@ -348,14 +349,14 @@ async def test_a_file_that_cannot_be_read_any_more(
     path = tmp_path / "file.bin"
     path.write_bytes(bytes(600_000))
 
-    async def fail(self: Any, size: int) -> bytes:
+    def fail(file: Any) -> list[bytes]:
         raise OSError(5, "Input/output error")
 
     with anyio.fail_after(5):
         async with client.launch_process("take@0.1.0") as process:
             await process.recv()
             with monkeypatch.context() as patch:
-                patch.setattr(anyio.AsyncFile, "read", fail)
+                patch.setattr(uploads, "_read_ahead", fail)
                 with pytest.raises(
                     TransferError, match=r"file\.bin can no longer be read: Input/output error"
                 ):

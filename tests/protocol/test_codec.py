@@ -6,6 +6,7 @@ from __future__ import annotations
 import tracemalloc
 from typing import Any
 
+import attrs
 import msgpack
 import pytest
 from hypothesis import given, settings
@@ -48,6 +49,37 @@ ENGINE_SAMPLES: list[Any] = [
 
 def pack(**fields: Any) -> bytes:
     return msgpack.packb(fields)
+
+
+CHUNKS: list[m.AddProgram | m.TransferFile] = [
+    m.AddProgram("hash", "[package]", True, 3, 7, b""),
+    m.AddProgram("h" * 64, "\u20ac" * 40_000, False, 2**40, U32, b""),
+    m.TransferFile("p", "hash", 0, 1, b""),
+]
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 255, 256, 65_535, 65_536, m.CHUNK_BYTES])
+@pytest.mark.parametrize("chunk", CHUNKS, ids=lambda chunk: chunk.type)
+def test_a_chunk_is_encoded_around_its_data(chunk: m.AddProgram | m.TransferFile, size: int) -> None:
+    """The bytes are those of any other way, and the data is not touched."""
+    chunk = attrs.evolve(chunk, chunk_data=bytes(range(256)) * 1024)
+    chunk = attrs.evolve(chunk, chunk_data=chunk.chunk_data[:size])
+    corr_id = U32 if chunk.answered else None
+    encoded = codec.encode_chunk(chunk, corr_id)
+    assert encoded.data is chunk.chunk_data
+    assert encoded.head + encoded.data == codec.encode_request(chunk, corr_id)
+    assert len(encoded) == len(encoded.head) + size
+
+
+def test_a_chunk_that_cannot_be_encoded() -> None:
+    """It is refused as any other message."""
+    with pytest.raises(InvalidRequest, match="transfer_file"):
+        codec.encode_chunk(m.TransferFile("\ud800", "hash", 0, 1, b"data"), None)
+
+
+def test_the_data_of_a_chunk_stays_out_of_the_repr() -> None:
+    """It is long, and nobody's business."""
+    assert "secret" not in repr(codec.encode_chunk(m.TransferFile("p", "h", 0, 1, b"secret"), None))
 
 
 # ------------------------------------------------------------------------------------------------------- round trips

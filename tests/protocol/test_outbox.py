@@ -6,11 +6,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pie_anyio._protocol.outbox import Entry, Lane, Outbox
+from pie_anyio._protocol.codec import EncodedChunk
+from pie_anyio._protocol.outbox import Entry, Lane, Outbox, Payload
 
 
-def drain(outbox: Outbox) -> list[bytes]:
-    out = []
+def drain(outbox: Outbox) -> list[Payload]:
+    out: list[Payload] = []
     while (taken := outbox.take()) is not None:
         out.append(taken[0])
     return out
@@ -55,6 +56,19 @@ def test_what_was_taken_cannot_be_withdrawn() -> None:
     assert taken[1].corr_id == 2
     assert not outbox.withdraw(late)
     assert not outbox
+
+
+def test_chunks_count_with_their_data() -> None:
+    """In both counts, until they are taken or withdrawn."""
+    outbox = Outbox()
+    chunk = EncodedChunk(b"head", bytes(1000))
+    first, second = (outbox.add(Lane.BULK, chunk) for _ in range(2))
+    assert (outbox.queued_bytes, outbox.bulk_bytes) == (2008, 2008)
+    assert outbox.withdraw(second)
+    assert (outbox.queued_bytes, outbox.bulk_bytes) == (1004, 1004)
+    assert outbox.take() == (chunk, first)
+    assert first.payload is None
+    assert (outbox.queued_bytes, outbox.bulk_bytes) == (0, 0)
 
 
 def test_payloads_stay_out_of_the_repr() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pie_anyio import Limits
+from pie_anyio._protocol import transfer
 from pie_anyio._protocol.engine import cut_file
 from pie_anyio._protocol.messages import CHUNK_BYTES, FileChunk
 from pie_anyio._protocol.transfer import ChunkRefused, Downloads, count_chunks
@@ -209,3 +211,21 @@ def test_what_the_engines_side_cuts_fits() -> None:
     downloads = Downloads(Limits())
     got = [downloads.add(chunk) for chunk in cut_file("p", content, "n")]
     assert got == [None, None, content]
+
+
+def test_memory_is_kept_once() -> None:
+    """Large files ask for it; it is asked for once, and takes nothing."""
+    transfer.keep_freed_memory.cache_clear()
+    content = bytes(10)
+    tracemalloc.start()
+    transfer.keep_freed_memory()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 100_000
+    downloads = small()
+    for chunk in chunks(content) + chunks(content, "q"):
+        downloads.add(chunk)
+    assert transfer.keep_freed_memory.cache_info().misses == 1
+    assert transfer.keep_freed_memory.cache_info().hits == 2
+    downloads.add(chunks(b"x", "r")[0])
+    assert transfer.keep_freed_memory.cache_info().hits == 2

@@ -29,6 +29,8 @@ from wsproto import events as ws
 
 from pie_anyio import RemoteProtocolError
 from pie_anyio._protocol import websocket as wire
+from pie_anyio._protocol.masking import Mask, mask
+from pie_anyio._session.native import best_mask
 
 CAP = 200_000
 KEY = b"\x01\xa2\x33\xf4"
@@ -43,6 +45,13 @@ def fresh(cap: int = CAP, header_cap: int = 65536) -> tuple[wire.WebSocket, byte
 def open_client(cap: int = CAP) -> wire.WebSocket:
     client, request = fresh(cap)
     assert client.receive_data(accept(request)) == [wire.Upgraded()]
+    return client
+
+
+def open_with(entropy: wire.Entropy, routine: Mask) -> wire.WebSocket:
+    """Give a client with keys and a way of masking of our choice."""
+    client = wire.WebSocket(client=True, message_bytes=CAP, header_bytes=65536, entropy=entropy, mask=routine)
+    assert client.receive_data(accept(client.request_upgrade("h", "/", []))) == [wire.Upgraded()]
     return client
 
 
@@ -330,6 +339,43 @@ def test_many_small_fragments_take_little_memory() -> None:
         assert client.receive_data(frame(opcode=CONTINUATION)) == [part * 3000]
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(
+        st.sampled_from([0, 1, 125, 126, 8191, 8192, 65535, 65536, 150_000]), min_size=1, max_size=5
+    ),
+    step=st.sampled_from([1000, 4096, 65536, 100_000, 262_144]),
+    server=st.booleans(),
+)
+def test_large_messages_in_reads_of_every_size(sizes: list[int], step: int, server: bool) -> None:
+    """Reads end anywhere: in a header, in a payload, behind several messages."""
+    messages = [bytes((size + i) % 251 for i in range(size)) for size in sizes]
+    stream = b"".join(frame(message, key=KEY if server else None) for message in messages)
+    socket = open_server() if server else open_client()
+    reads = [stream[start : start + step] for start in range(0, len(stream), step)]
+    assert run_ours(socket, reads) == [("binary", message) for message in messages]
+
+
+def test_a_message_takes_what_it_has_and_little_more() -> None:
+    """Of a message that comes in large reads nothing is kept twice for long, and nothing of it afterwards."""
+    size = 1 << 20
+    client = open_client(2 * size)
+    stream = frame(bytes(size)) * 3
+    step = 65_536
+    tracemalloc.start()
+    seen = sum(read_sizes(client, stream, start, step) for start in range(0, len(stream), step))
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seen == 3 * size
+    assert peak < 2.5 * size
+    assert kept < step * 2
+
+
+def read_sizes(client: wire.WebSocket, stream: bytes, start: int, step: int) -> int:
+    items: list[Any] = client.receive_data(stream[start : start + step])
+    return sum(map(len, items))
+
+
 # --------------------------------------------------------------------------------------------------- control frames
 
 
@@ -438,11 +484,35 @@ def test_masking_keys_come_from_the_given_entropy() -> None:
         assert data[6:] == xor(b"payload", key)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.binary(max_size=100), st.binary(min_size=4, max_size=4))
-def test_masking_is_xor(payload: bytes, key: bytes) -> None:
-    """The quick way gives what the slow one gives, for views too."""
-    assert wire.mask(payload, key) == wire.mask(memoryview(payload), key) == xor(payload, key)
+MASKS: list[Mask] = [mask, best_mask(), lambda payload, key: xor(bytes(payload), key)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    payload=PAYLOAD,
+    cut=st.integers(0, 70_000),
+    keys=st.lists(st.binary(min_size=4, max_size=4), min_size=3, max_size=3),
+    routine=st.sampled_from(MASKS),
+    client=st.booleans(),
+)
+def test_frames_in_two_parts_are_read_by_wsproto(
+    payload: bytes, cut: int, keys: list[bytes], routine: Mask, client: bool
+) -> None:
+    """Whole or in two parts, with any key and every way of masking: one frame each, with the same payload."""
+    left = iter(keys)
+    socket = open_with(lambda size: next(left), routine) if client else open_server()
+    sent = b"".join(
+        [
+            socket.binary(payload),
+            socket.binary(payload[:cut], payload[cut:]),
+            socket.binary(b"", payload),
+        ]
+    )
+    assert run_plain(plain(not client), sent) == [("binary", payload)] * 3
+    if client:
+        size = len(sent) // 3
+        heads = [sent[number * size : (number + 1) * size - len(payload)] for number in range(3)]
+        assert [head[-4:] for head in heads] == keys
 
 
 def test_text_frames() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream, SocketAttribute
@@ -147,6 +148,51 @@ async def test_a_receive_that_is_woken_for_nothing(
     with anyio.fail_after(5):
         assert await sock.receive() == b"now"
     assert len(woken) == 2
+
+
+async def test_much_data_is_taken_without_asking(
+    sock: DirectSocket, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that was filled is followed by the next at once, though not without a turn of the loop."""
+    waited: list[Any] = []
+    turns = 0
+
+    async def note(_socket: Any) -> None:
+        waited.append(None)
+        await anyio.wait_readable(_socket)
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    monkeypatch.setattr(direct, "wait_readable", note)
+    with anyio.fail_after(5):
+        peer.end.sendall(b"abcdef")
+        async with anyio.create_task_group() as tasks:
+            assert await sock.receive(2) == b"ab"
+            tasks.start_soon(count)
+            await anyio.lowlevel.checkpoint()
+            before = turns
+            assert await sock.receive(2) == b"cd"
+            assert await sock.receive(2) == b"ef"
+            assert len(waited) == 1
+            assert turns >= before + 1
+            peer.end.sendall(b"g")
+            assert await sock.receive(2) == b"g"
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_filled_read_that_was_the_last(sock: DirectSocket, peer: Peer) -> None:
+    """Where nothing more is there after all, it waits; then comes the end."""
+    with anyio.fail_after(5):
+        peer.end.sendall(b"ab")
+        assert await sock.receive(2) == b"ab"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_expect, EndOfStream, sock.receive, 2)
+            await anyio.wait_all_tasks_blocked()
+            peer.end.close()
 
 
 async def test_a_cancelled_receive_loses_nothing(sock: DirectSocket, peer: Peer) -> None:

@@ -8,16 +8,29 @@ that the request or process that it belonged to can be failed instead of being w
 
 from __future__ import annotations
 
+import struct
 from typing import Any, Final, TypeAlias, cast
 
 import attrs
 import msgpack
 
 from .._exceptions import InvalidRequest
-from .messages import MAX_CORR_ID, REQUESTS, FileChunk, McpRequest, ProcessEvent, Request, Response
+from .messages import (
+    MAX_CORR_ID,
+    REQUESTS,
+    AddProgram,
+    FileChunk,
+    McpRequest,
+    ProcessEvent,
+    Request,
+    Response,
+    TransferFile,
+)
 
 Fields: TypeAlias = dict[str, Any]
 Payload: TypeAlias = bytes | bytearray | memoryview
+
+_NO_DATA: Final = b"\xc4\x00"
 
 _packer: Final = msgpack.Packer(use_bin_type=True, autoreset=True)
 
@@ -46,6 +59,33 @@ def encode_request(request: Request, corr_id: int | None) -> bytes:
         _packer.reset()
         msg = f"{request.type}: cannot be sent: {exc}"
         raise InvalidRequest(msg) from exc
+
+
+@attrs.frozen
+class EncodedChunk:
+    """The message of one chunk: all of it up to the data, and the data where it lay, since it is large."""
+
+    head: bytes
+    data: bytes = attrs.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.data)
+
+
+def encode_chunk(chunk: AddProgram | TransferFile, corr_id: int | None) -> EncodedChunk:
+    """Encode one chunk, with the same bytes as :func:`encode_request`.
+
+    Raises:
+        InvalidRequest: as there.
+    """
+    # The data is the last field of both, and binary: what differs is the header that says how long it is.
+    size = len(chunk.chunk_data)
+    head = encode_request(attrs.evolve(chunk, chunk_data=b""), corr_id)[: -len(_NO_DATA)]
+    if size < 0x100:
+        return EncodedChunk(head + struct.pack(">BB", 0xC4, size), chunk.chunk_data)
+    if size < 0x10000:
+        return EncodedChunk(head + struct.pack(">BH", 0xC5, size), chunk.chunk_data)
+    return EncodedChunk(head + struct.pack(">BI", 0xC6, size), chunk.chunk_data)
 
 
 def encode_message(

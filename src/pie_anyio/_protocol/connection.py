@@ -29,7 +29,8 @@ from . import codec, messages
 from . import events as core
 from . import websocket as wire
 from .auth import read_login_answer
-from .outbox import Entry, Lane, Outbox
+from .masking import Mask, mask
+from .outbox import Entry, Lane, Outbox, Payload
 from .processes import ProcessRecord, ProcessTable
 from .requests import Abandoned, Pending, RequestTable
 from .state import (
@@ -66,6 +67,7 @@ class ClientProtocol:
         entropy: wire.Entropy,
         limits: Limits | None = None,
         generation: Generation | None = None,
+        mask: Mask = mask,
     ) -> None:
         self.limits: Limits = limits or Limits()
         self.state: ConnectionState = ConnectionState.CONNECTING
@@ -79,6 +81,7 @@ class ClientProtocol:
             message_bytes=self.limits.message_bytes,
             header_bytes=self.limits.header_bytes,
             entropy=entropy,
+            mask=mask,
         )
         self._raw = bytearray(self._ws.request_upgrade(host, target, headers))
         self._outbox = Outbox()
@@ -126,7 +129,10 @@ class ClientProtocol:
             payload, entry = taken
             if entry.corr_id is not None and (pending := self._requests.get(entry.corr_id)) is not None:
                 pending.advance(RequestTrigger.TAKEN)
-            parts.append(self._ws.binary(payload))
+            if isinstance(payload, codec.EncodedChunk):
+                parts.append(self._ws.binary(payload.head, payload.data))
+            else:
+                parts.append(self._ws.binary(payload))
             size += len(payload)
         if self._close is not None and not self._outbox:
             parts.append(self._ws.close(*self._close))
@@ -263,7 +269,11 @@ class ClientProtocol:
         raise LocalProtocolError(msg)
 
     def _enqueue(self, request: messages.Request, corr_id: CorrelationId | None, lane: Lane) -> Entry:
-        payload = codec.encode_request(request, corr_id)
+        payload: Payload
+        if isinstance(request, (messages.AddProgram, messages.TransferFile)):
+            payload = codec.encode_chunk(request, corr_id)
+        else:
+            payload = codec.encode_request(request, corr_id)
         generation = self.generation or Generation.V04
         allowed = CAPABILITIES[generation].max_request_bytes
         if len(payload) > allowed:

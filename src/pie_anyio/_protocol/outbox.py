@@ -10,9 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
+
+from .codec import EncodedChunk
+
+Payload: TypeAlias = bytes | EncodedChunk
+"""A whole message; of both kinds ``len`` is the number of bytes."""
 
 _SWEEP_AFTER: Final = 256
 
@@ -30,7 +35,7 @@ class Entry:
     """One message in the outbox. ``payload`` is None once it was taken or withdrawn."""
 
     lane: Lane
-    payload: bytes | None = attrs.field(repr=False)
+    payload: Payload | None = attrs.field(repr=False)
     corr_id: int | None = None
 
 
@@ -49,7 +54,7 @@ class Outbox:
     def __bool__(self) -> bool:
         return self.queued_bytes > 0
 
-    def add(self, lane: Lane, payload: bytes, corr_id: int | None = None) -> Entry:
+    def add(self, lane: Lane, payload: Payload, corr_id: int | None = None) -> Entry:
         """Append one encoded message to a lane."""
         entry = Entry(lane, payload, corr_id)
         self._lanes[lane].append(entry)
@@ -67,7 +72,7 @@ class Outbox:
             self._sweep()
         return True
 
-    def take(self) -> tuple[bytes, Entry] | None:
+    def take(self) -> tuple[Payload, Entry] | None:
         """Take the next message to send, or None where nothing is queued."""
         control, requests, bulk = self._lanes
         # Many small requests and one large upload take turns: neither may starve the other.

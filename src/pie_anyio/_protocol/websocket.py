@@ -20,6 +20,7 @@ from wsproto.utilities import LocalProtocolError as WsLocalError
 from wsproto.utilities import RemoteProtocolError as WsRemoteError
 
 from .._exceptions import RemoteProtocolError
+from .masking import Mask, mask, turn
 
 _BINARY: Final = 0x82  # FIN, opcode 2
 _LARGE: Final = 8192  # from here on a view is cheaper than a copy
@@ -93,13 +94,6 @@ Item: TypeAlias = (
 """What comes out: ``bytes`` and ``memoryview`` are complete binary messages."""
 
 
-def mask(payload: bytes | memoryview, key: bytes) -> bytes:
-    """XOR a payload with a four-byte key, without a Python-level loop over its bytes."""
-    size = len(payload)
-    pad = (key * ((size >> 2) + 1))[:size]
-    return (int.from_bytes(payload, "little") ^ int.from_bytes(pad, "little")).to_bytes(size, "little")
-
-
 def _slice_small(data: bytes, position: int, out: list[Item]) -> int:
     """Slice out small plain frames for as long as they last; give the position of the first that is anything else.
 
@@ -136,6 +130,7 @@ class WebSocket:
         header_bytes: int,
         frame_bytes: int | None = None,
         entropy: Entropy | None = None,
+        mask: Mask = mask,
     ) -> None:
         self._client = client
         self._cap = message_bytes
@@ -143,6 +138,7 @@ class WebSocket:
         self._may_slice = client and self._frame_cap >= _LARGE
         self._header_cap = header_bytes
         self._entropy = entropy
+        self._mask = mask
         self._ws = WSConnection(ConnectionType.CLIENT if client else ConnectionType.SERVER)
         self._upgraded = False
         self._dead = False
@@ -150,7 +146,7 @@ class WebSocket:
         self._requested = False  # engine's side: the upgrade was asked for, and is not answered yet
         self._refusal: tuple[int, bytearray] | None = None
         # Bytes of a frame that is not complete yet, and how many are needed before looking again.
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | memoryview] = []
         self._have = 0
         self._need = 2
         self._slow_left = 0  # bytes of the current frame that still go to wsproto
@@ -172,19 +168,40 @@ class WebSocket:
             if rest is None:
                 return out
             data = rest
-        if self._have:
-            self._chunks.append(data)
-            self._have += len(data)
-            if self._have < self._need:
-                return out
-            data = b"".join(self._chunks)
-            self._chunks = []
-            self._have = 0
-        position = self._parse(data, out)
+        position = self._complete(data, out) if self._have else 0
         if position < len(data) and not self._dead:
-            self._chunks = [data[position:]]
-            self._have = len(data) - position
+            self._keep_rest(data, self._parse(data, position, out))
         return out
+
+    def _complete(self, data: bytes, out: list[Item]) -> int:
+        """Add to a frame whose beginning is kept what it lacks and no more; give the position behind that."""
+        position = 0
+        while self._have and not self._dead:
+            if self._have < self._need:
+                if position >= len(data):
+                    break
+                piece = self._rest(data, position, self._need - self._have)
+                position += len(piece)
+                self._chunks.append(piece)
+                self._have += len(piece)
+                continue
+            frame = b"".join(self._chunks)
+            self._chunks, self._have = [], 0
+            self._keep_rest(frame, self._parse(frame, 0, out))
+        return position
+
+    def _keep_rest(self, data: bytes, position: int) -> None:
+        if position < len(data) and not self._dead:
+            self._chunks = [self._rest(data, position, len(data))]
+            self._have = len(data) - position
+
+    @staticmethod
+    def _rest(data: bytes, position: int, size: int) -> bytes | memoryview:
+        """Cut a piece out; a large one is not copied, since it is joined with others before long."""
+        if not position and size >= len(data):
+            return data
+        end = min(position + size, len(data))
+        return (data if end - position < _LARGE else memoryview(data))[position:end]
 
     def receive_eof(self) -> list[Item]:
         """Take the end of the stream; a refusal whose body ended with it is given now."""
@@ -193,9 +210,9 @@ class WebSocket:
         self._dead = True
         return [self._refused()]
 
-    def _parse(self, data: bytes, out: list[Item]) -> int:
+    def _parse(self, data: bytes, position: int, out: list[Item]) -> int:
         """Walk over the frames in ``data``; give the position of the first byte that is kept for later."""
-        position, size = 0, len(data)
+        size = len(data)
         masked, key_size = (0, 0) if self._client else (0x80, 4)
         while not self._dead:
             if self._slow_left:
@@ -222,7 +239,7 @@ class WebSocket:
                 self._need = end - position
                 break
             payload = data[start:end] if length < _LARGE else memoryview(data)[start:end]
-            out.append(mask(payload, data[start - 4 : start]) if masked else payload)
+            out.append(self._mask(payload, data[start - 4 : start]) if masked else payload)
             position = end
         return position
 
@@ -411,9 +428,9 @@ class WebSocket:
         self._pong = self._close_reply = b""
         return data
 
-    def binary(self, payload: bytes) -> bytes:
-        """Frame one binary message."""
-        size = len(payload)
+    def binary(self, payload: bytes, more: bytes = b"") -> bytes:
+        """Frame one binary message; ``more`` is the rest of it, where that lies somewhere else."""
+        size = len(payload) + len(more)
         flag = 0x80 if self._client else 0
         if size < 126:
             head = bytes((_BINARY, flag | size))
@@ -422,10 +439,13 @@ class WebSocket:
         else:
             head = bytes((_BINARY, flag | 127)) + size.to_bytes(8, "big")
         if not self._client:
-            return head + payload
+            return b"".join((head, payload, more))
         assert self._entropy is not None
         key = self._entropy(4)  # fresh and unpredictable for each frame: RFC 6455, section 5.3
-        return b"".join((head, key, mask(payload, key)))
+        if not more:
+            return b"".join((head, key, self._mask(payload, key)))
+        masked = self._mask(payload, key), self._mask(more, turn(key, len(payload)))
+        return b"".join((head, key, *masked))
 
     def text(self, text: str) -> bytes:
         """Frame one text message."""

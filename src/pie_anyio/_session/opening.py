@@ -12,6 +12,7 @@ from .._flow.slots import ReplySlot
 from .._flow.wake import HighWater, Wake
 from .._protocol.connection import ClientProtocol
 from .._transport.stream import Transport
+from .native import best_mask
 from .options import SessionOptions
 from .pumps import Link
 from .router import Router
@@ -29,6 +30,7 @@ def make_link(options: SessionOptions, transport: Transport, router: Router) -> 
         headers=headers,
         entropy=os.urandom,
         limits=options.limits,
+        mask=best_mask(),
     )
     requests = HighWater(options.limits.outbox_bytes)
     return Link(protocol, transport, router, Wake(), requests, HighWater(options.limits.upload_window))

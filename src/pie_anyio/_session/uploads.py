@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final, Self, TypeAlias
+from typing import IO, Final, Self, TypeAlias
 
 import anyio
 import attrs
@@ -29,6 +29,7 @@ from .session import Session
 ContentLike: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str]
 _INLINE_HASH: Final = 1 << 20  # below, hashing takes less than handing it to a thread
 _HASH_STEP: Final = 1 << 20
+_READ_AHEAD: Final = 4  # chunks of a file that are read at a time
 
 
 @attrs.frozen
@@ -71,19 +72,21 @@ async def open_content(source: ContentLike) -> Content:
 
 def _hash_file(path: Path) -> tuple[int, str]:
     hasher, size = blake3.blake3(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_HASH_STEP):
-            hasher.update(piece)
-            size += len(piece)
+    buffer = memoryview(bytearray(_HASH_STEP))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+            size += count
     return size, hasher.hexdigest()
 
 
 class ChunkReader:
-    """Reads content chunk by chunk."""
+    """Reads content chunk by chunk; a file several chunks at a time, since each visit to a thread costs."""
 
     def __init__(self, content: Content) -> None:
         self._content = content
         self._file: anyio.AsyncFile[bytes] | None = None
+        self._ahead: list[bytes] = []  # chunks of the file that are due, the next one last
         self._position = 0
 
     async def __aenter__(self) -> Self:
@@ -107,14 +110,23 @@ class ChunkReader:
     async def read(self) -> bytes:
         """Give the next chunk; empty at the end."""
         if self._file is not None:
-            try:
-                return await self._file.read(CHUNK_BYTES)
-            except OSError as exc:
-                raise self._unreadable(exc) from exc
+            if not self._ahead:
+                try:
+                    self._ahead = await to_thread.run_sync(_read_ahead, self._file.wrapped)
+                except OSError as exc:
+                    raise self._unreadable(exc) from exc
+            return self._ahead.pop() if self._ahead else b""
         assert isinstance(self._content.source, bytes)
         piece = self._content.source[self._position : self._position + CHUNK_BYTES]
         self._position += len(piece)
         return piece
+
+
+def _read_ahead(file: IO[bytes]) -> list[bytes]:
+    chunks: list[bytes] = []
+    while len(chunks) < _READ_AHEAD and (chunk := file.read(CHUNK_BYTES)):
+        chunks.append(chunk)
+    return chunks[::-1]
 
 
 @asynccontextmanager
