@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -163,3 +164,21 @@ def test_the_asyncio_loop_can_be_used_alone() -> None:
         loop.remove_reader(ours)
     loop.close()
     assert seen == [b"y"]
+
+
+def test_closing_the_loop_waits_for_its_threads() -> None:
+    """Also where that takes longer, in virtual time, than the 300 seconds that a runner gives them."""
+    release = threading.Event()
+
+    async def use_a_thread() -> None:
+        loop = asyncio.get_running_loop()
+        waiting.append(loop.run_in_executor(None, release.wait))
+        loop.call_later(1000, release.set)
+
+    waiting: list[asyncio.Future[bool]] = []
+    try:
+        with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+            runner.run(use_a_thread())
+        assert waiting[0].done()
+    finally:
+        release.set()

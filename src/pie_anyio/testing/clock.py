@@ -72,6 +72,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return the virtual time in seconds; it starts at 0."""
         return self._clock.now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for the threads of the executor to end, without a limit.
+
+        The runner of a loop sets one of 300 seconds, which Python 3.13 counts by the loop's clock: here they would be
+        over at once, with a warning, while a thread that looked up an address is about to end.
+        """
+        await super().shutdown_default_executor()
+
 
 class _JumpingSelector(selectors.BaseSelector):
     """Poll for I/O as the loop asks, but instead of sleeping until a timer, move the clock to it."""
