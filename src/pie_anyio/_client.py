@@ -166,6 +166,11 @@ class ProcessClient(AsyncContextManagerMixin):
         """The account of all processes of this client, as it stands."""
         return self._session.registry.receipt()
 
+    @property
+    def connections(self) -> int:
+        """How many connections there were so far, the present one included: one more with each reconnection."""
+        return self._session.connections
+
     # --- for the fan-out -------------------------------------------------------------------------------------------
 
     @property
@@ -182,6 +187,10 @@ class ProcessClient(AsyncContextManagerMixin):
         """
         await self._session.ready()
         return self._session
+
+    def pick_now(self) -> Session | None:
+        """Give the session for one run of a map, where that takes no waiting; internal."""
+        return self._session if self._session.is_ready else None
 
     def put_back(self, session: Session) -> None:
         """Note that a run of a map is over; internal."""

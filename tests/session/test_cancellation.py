@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cancelled at each wait: launches, requests, uploads, reads and whole blocks leave nothing behind and lose nothing."""
+"""Cancelled at each wait: launches, requests, uploads and reads lose nothing, and can be repeated.
+
+That nothing is left behind, whatever was cancelled, is tested for all operations alike in tests/proof/test_cancel.py.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import pytest
 from tests.api.conftest import add_programs
 from tests.cancelling import HOWS, CancelPoint, How, at_each_wait
 
-from pie_anyio import Event, PieClient, ProcessTerminated
+from pie_anyio import Event, PieClient
 from pie_anyio.testing import SimulatedEngine
 
 pytestmark = pytest.mark.parametrize(("anyio_backend", "how"), HOWS)
@@ -36,31 +39,6 @@ async def test_a_request(profile: Any, how: How) -> None:
             await client.ping()
             assert await client.check_program("echo@0.1.0")
             assert not await client.check_program("none@0.1.0")
-
-    assert await at_each_wait(scenario, how) >= 2
-
-
-@PROFILES
-async def test_a_launch_that_is_awaited(profile: Any, how: How) -> None:
-    """There is a handle, or there is no process."""
-
-    async def scenario(point: CancelPoint) -> None:
-        async with engine_of(profile) as engine:
-            async with PieClient(engine.connectable) as client:
-
-                async def launch() -> Any:
-                    return await client.launch_process("sleep@0.1.0")
-
-                await point.run(launch)
-                if point.value is not None:
-                    assert set(engine.live_processes) == {point.value.process_id}
-                    await point.value.terminate()
-                    with pytest.raises(ProcessTerminated):
-                        await point.value.result()
-                await client.ping()
-                await engine.wait_idle()
-            assert client.receipt.clean
-            assert client.receipt.started == engine.started_total
 
     assert await at_each_wait(scenario, how) >= 2
 
@@ -125,20 +103,6 @@ async def test_waiting_for_a_result(profile: Any, how: How) -> None:
             assert await process.result() == 7
 
     assert await at_each_wait(scenario, how) >= 1
-
-
-@PROFILES
-async def test_running_a_process(profile: Any, how: How) -> None:
-    """It is ended if it was started."""
-
-    async def scenario(point: CancelPoint) -> None:
-        async with engine_of(profile) as engine:
-            async with PieClient(engine.connectable) as client:
-                await point.run(lambda: client.run_process("echo@0.1.0", 1))
-            await engine.wait_idle()
-            assert client.receipt.clean
-
-    assert await at_each_wait(scenario, how) >= 2
 
 
 @PROFILES
@@ -224,26 +188,6 @@ async def test_a_file(profile: Any, how: How) -> None:
             assert not client.session.transfers
 
     assert await at_each_wait(scenario, how) >= 2
-
-
-@PROFILES
-async def test_a_whole_client(profile: Any, how: How) -> None:
-    """From connecting to closing: nothing of it is left on either side."""
-
-    async def scenario(point: CancelPoint) -> None:
-        async with engine_of(profile) as engine:
-            client = PieClient(engine.connectable, username="alice")
-
-            async def use() -> None:
-                async with client, client.launch_process("sleep@0.1.0"):
-                    await client.ping()
-
-            await point.run(use)
-            await engine.wait_connections(0)
-            await engine.wait_idle()
-            assert client.receipt.running == 0
-
-    assert await at_each_wait(scenario, how) >= 5
 
 
 @PROFILES

@@ -7,6 +7,7 @@ import attrs
 from anyio import current_time, sleep_until
 
 from .._exceptions import ConnectionLost, PieError
+from .._flow.pausing import Intake
 from .._flow.wake import HighWater, Wake
 from .._protocol.connection import ClientProtocol
 from .._transport.stream import Transport
@@ -33,6 +34,8 @@ class Link:
     """The rest of what was framed and did not fit into the socket at once; goes before everything else."""
     writing: bool = False
     """The writer is in the middle of a send."""
+    intake: Intake = attrs.Factory(Intake)
+    """Shut while the reader has to wait for a consumer of events; the session's, which outlives connections."""
 
     def send_soon(self) -> None:
         """Get what was queued on its way: at once on a quiet connection, else by the writer, together with the rest.
@@ -76,10 +79,12 @@ class Link:
         # Whoever waits to send a request has sent nothing; whoever waits to send more of a file has sent some of it.
         self.requests.fail(ConnectionLost(str(reason), issued=False))
         self.bulk.fail(ConnectionLost(str(reason), issued=True))
+        # The reader has to notice; and what it waited for has nothing to do with the next connection.
+        self.intake.open_all()
 
 
 async def read(link: Link) -> None:
-    """Feed the core until the stream ends. There is no other wait in this loop, so nothing can hold it up."""
+    """Feed the core until the stream ends. Nothing but a process that was launched to (``pause``) can hold it up."""
     while True:
         try:
             data = await link.transport.receive()
@@ -92,6 +97,9 @@ async def read(link: Link) -> None:
         link.flush()
         if data is None or link.router.ended.done:
             break
+        if link.intake.is_shut:
+            await link.intake.wait()
+            link.last_heard = current_time()  # nobody listened, which is no silence of the engine's
     link.fail(link.protocol.close_reason or ConnectionLost("the connection ended"))
 
 
@@ -116,7 +124,8 @@ async def write(link: Link) -> None:
 async def keep_alive(link: Link, policy: Keepalive) -> None:
     """Ping a silent engine, and give it up when it stays silent.
 
-    Any inbound byte counts as life: a burst may hold up the pong itself.
+    Any inbound byte counts as life: a burst may hold up the pong itself. While the reader waits for a consumer of
+    events nothing is judged.
     """
     link.last_heard = max(link.last_heard, current_time())
     while True:
@@ -127,6 +136,9 @@ async def keep_alive(link: Link, policy: Keepalive) -> None:
         link.protocol.ping()
         link.flush()
         await sleep_until(asked + policy.timeout)
+        if link.intake.is_shut:
+            await link.intake.wait()
+            continue
         if link.last_heard < asked:
             silence = current_time() - link.last_heard
             msg = f"the engine at {link.transport.name} was silent for {silence:.0f} s and did not answer a ping"

@@ -19,7 +19,7 @@ from .._flow.slots import ReplySlot
 from .._protocol.messages import GONE, ListProcesses, Request, TerminateProcess
 from .reconcile import listed_ids
 from .registry import Ending, EndKind, Run
-from .router import lose_run
+from .router import SIGNAL, lose_run, terminal_event
 
 if TYPE_CHECKING:
     from .session import Session
@@ -81,9 +81,7 @@ class Reattacher:
         attach: list[Run] = []
         terminate: list[Run] = []
         for run in list(self._open):
-            if run.ended.done:
-                del self._open[run]
-            elif listed is not None and run.process_id not in listed:
+            if listed is not None and run.process_id not in listed:
                 self._note_gone(run)
             else:
                 (terminate if run.released else attach).append(run)
@@ -93,13 +91,18 @@ class Reattacher:
     def _note_gone(self, run: Run) -> None:
         """Settle a run that the engine does not list."""
         del self._open[run]
-        if run.released:
+        if run.released or run.terminating:
             # It was to be ended, and it has: more is not asked of it.
-            self._session.registry.end(run, Ending(EndKind.TERMINATED))
+            self._end(run)
             return
         capabilities = self._session.capabilities
         survives = capabilities is not None and capabilities.survives_disconnect
         lose_run(self._session.registry, run, _ENDED_MEANWHILE if survives else _ENDED_WITH_IT)
+
+    def _end(self, run: Run) -> None:
+        if run.buffer is not None:
+            run.buffer.finish(terminal_event(EndKind.TERMINATED, SIGNAL))
+        self._session.registry.end(run, Ending(EndKind.TERMINATED, SIGNAL))
 
     async def _attach(self, runs: list[Run]) -> None:
         """Attach to all at once; what is refused stays open."""
@@ -120,7 +123,7 @@ class Reattacher:
             ok, detail = await answer.wait()
             if ok or detail.startswith(GONE):
                 self._open.pop(run, None)
-                self._session.registry.end(run, Ending(EndKind.TERMINATED))
+                self._end(run)
             else:
                 self._open[run] = detail
 
@@ -133,7 +136,7 @@ class Reattacher:
 
     async def _give_up(self) -> None:
         """End what this client has launched; leave alone what it had only attached to or detached from."""
-        runs = [run for run in self._open if not run.ended.done]
+        runs = list(self._open)
         ours = [run for run in runs if not (run.attached or run.detached)]
         answers = {run: self._submit(TerminateProcess(run.process_id)) for run in ours}
         for run in runs:
@@ -143,7 +146,7 @@ class Reattacher:
                 ended = ok or said.startswith(GONE)
                 done = "so it was ended" if ended else f"and ending it failed as well: {said}"
                 if run.released and ended:
-                    self._session.registry.end(run, Ending(EndKind.TERMINATED))
+                    self._end(run)
                     continue
                 run.released = run.released or not ended  # it goes on record as one that may still run
             lose_run(self._session.registry, run, _OUT_OF_REACH.format(detail=self._open[run], done=done))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -17,7 +17,8 @@ from .._exceptions import (
     SessionError,
     UnsupportedByEngine,
 )
-from .._flow.buffers import ByteBudget, EventBuffer, OverflowPolicy
+from .._flow.buffers import ByteBudget, OverflowPolicy
+from .._flow.pausing import Intake, make_buffer
 from .._flow.scopes import cleanup_until, raise_single
 from .._flow.slots import Rejected, ReplySlot
 from .._protocol.messages import AttachProcess, AuthIdentify, LaunchProcess, McpRequest, Request
@@ -46,6 +47,8 @@ class Session(AsyncContextManagerMixin):
         self.options = options
         self.registry: Registry = Registry()
         self.buffered: ByteBudget = ByteBudget(options.limits.client_buffer_bytes)
+        self.intake: Intake = Intake()
+        """Holds up the reader while a process that was launched to (``pause``) is not read."""
         self.tool_handler: Callable[[McpRequest], None] | None = None
         """Takes the engine's calls of tools; called by the reader, so it must not wait (0.4)."""
         self.transfers: dict[str, Lock] = {}
@@ -116,6 +119,7 @@ class Session(AsyncContextManagerMixin):
             recovery=self._supervisor,
         )
         self._link = link = make_link(options, transport, router)
+        link.intake = self.intake
         link.wake.set()
         tasks.start_soon(self._pump, write, link, name="pie-anyio writer")
         tasks.start_soon(self._pump, read, link, name="pie-anyio reader")
@@ -176,6 +180,7 @@ class Session(AsyncContextManagerMixin):
     def _leave(self) -> None:
         """Begin to leave the client's block: from here on nothing new is started, and nothing is restored."""
         self._leaving = True
+        self.intake.abolish()
         if self._supervisor is not None:
             self._supervisor.stop(ConnectionClosed("the client's block is left"))
         for scope in self._helpers:
@@ -282,6 +287,14 @@ class Session(AsyncContextManagerMixin):
                     "auth_by_token(token) first, or give them to PieClient"
                 )
                 raise AuthenticationError(msg, url=self.options.endpoint.name)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether :meth:`ready` has nothing to wait for, and nothing to raise."""
+        link = self._link
+        if self._supervisor is not None and self._supervisor.is_down:
+            return False
+        return link is not None and link.protocol.is_open
 
     @property
     def is_logged_in(self) -> bool:
@@ -412,7 +425,8 @@ class Session(AsyncContextManagerMixin):
         program = f"process {request.process_id}" if isinstance(request, AttachProcess) else request.inferlet
         buffer = None
         if not quiet:
-            buffer = EventBuffer(self.options.limits.process_buffer_bytes, self.buffered, overflow)
+            limit = self.options.limits.process_buffer_bytes
+            buffer = make_buffer(limit, self.buffered, overflow, self.intake)
         run = Run(program, CorrelationId(0), ReplySlot(), ReplySlot(), buffer, attached=attaching)
         run.corr_id = link.protocol.submit(request, run, quiet=quiet)
         run.submitted_at = current_time()
@@ -422,18 +436,25 @@ class Session(AsyncContextManagerMixin):
 
     def release(self, run: Run) -> None:
         """Begin to end a run whose owner leaves, in whatever state it is. Synchronous and idempotent."""
-        if run.ended.done or run.released:
-            return
+        self.release_all((run,))
+
+    def release_all(self, runs: Iterable[Run]) -> None:
+        """Begin to end runs, as :meth:`release` does one; what has to be sent goes on its way together."""
+        link = self._link
+        assert link is not None
+        for run in runs:
+            if not run.ended.done and not run.released:
+                self._release(run, link)
+        link.flush()
+
+    def _release(self, run: Run, link: Link) -> None:
         run.released = True
         if run.buffer is not None:
             run.buffer.discard()
-        link = self._link
-        assert link is not None
         if run.process_id:
             link.protocol.release(run.process_id)
         elif self._withdraws(run, link):
             self.registry.end(run, Ending(EndKind.WITHDRAWN))
-        link.flush()
         if not run.ended.done:
             self.registry.note_unconfirmed(run)  # taken back by its end
 
@@ -478,16 +499,25 @@ class Session(AsyncContextManagerMixin):
         Cancellation: it is shielded until the deadline. A native cancel of asyncio goes through; the run is then on
         record as unconfirmed until it is seen to end.
         """
-        if run.ended.done:
-            return not self._is_unconfirmed(run)
-        with cleanup_until(deadline):
-            await run.ended.wait()
-        if not run.ended.done:
-            logger.warning("process %s was told to end and did not confirm it in time", run.process_id or "?")
-        return not self._is_unconfirmed(run)
+        await self.confirm_all((run,), deadline)
+        return run not in self.registry.unconfirmed
 
-    def _is_unconfirmed(self, run: Run) -> bool:
-        return run in self.registry.unconfirmed
+    async def confirm_all(self, runs: Collection[Run], deadline: float) -> None:
+        """Wait for released runs as :meth:`confirm` does for one, all until the same deadline.
+
+        Cancellation: as for one.
+        """
+        if all(run.ended.done for run in runs):
+            return
+        with cleanup_until(deadline):
+            for run in runs:
+                if not run.ended.done:
+                    await run.ended.wait()
+        for run in runs:
+            if not run.ended.done:
+                logger.warning(
+                    "process %s was told to end and did not confirm it in time", run.process_id or "?"
+                )
 
     def grace_deadline(self) -> float:
         """Give the point in time up to which released runs are waited for."""

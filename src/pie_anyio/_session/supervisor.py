@@ -159,8 +159,8 @@ class Supervisor:
         attempt = 0
         while True:
             attempt += 1
-            self._lost = Event()
             await self._session.drop_link()
+            self._lost = Event()  # letting go of an attempt that failed was no new loss
             await sleep(self._backoff.delay(attempt))
             try:
                 await self._attempt()
