@@ -45,7 +45,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, ...]]] = {
         f"{_BAD}test_garbage_messages",
         f"{_BAD}test_garbage_frames",
     ),
-    "B13 cut at every byte": (f"{_BAD}test_a_conversation_cut_at_every_byte",),
+    "B13 cut at every byte": (
+        f"{_BAD}test_a_conversation_cut_at_every_byte",
+        "proof/test_cut.py::test_a_cut_at_every_byte",
+    ),
     "B14 an engine that never answers": (f"{_NONE}test_a_request_that_is_never_answered",),
     "B15 an engine that dies": (f"{_DEFECTS}test_p04_what_comes_after_the_end_fails_too",),
     "N1 before authentication": (f"{_NONE}test_requests_before_authentication_wait_for_it",),
@@ -100,7 +103,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, ...]]] = {
     "L14 unconfirmed is listed": (f"{_LIFE}test_what_the_engine_never_confirms_is_listed",),
     "L15 the receipt adds up": ("api/test_receipt.py::test_nothing_is_left_out",),
     "C1 launches": (
-        f"{_CANCEL}test_a_launch_that_is_awaited",
+        "proof/test_cancel.py::test_at_each_wait",
         f"{_CANCEL}test_a_launch_that_is_entered",
     ),
     "C2 requests": (f"{_CANCEL}test_a_request",),

@@ -267,9 +267,9 @@ def test_a_cut_at_every_byte(profile: Any, loop: str, direction: str, *, reset: 
         failures = 0
         # The bytes in between are cut on the other generation: each is cut on each loop, and on each generation.
         for count in range((loop == "trio") ^ (profile == "v05"), total, 2):
-            talk, proxy = await replay(
-                profile, LinkScript(**{direction: Passage(cut_after=count, reset=reset)})
-            )
+            cut = Passage(cut_after=count, reset=reset)
+            script = LinkScript(to_engine=cut) if direction == "to_engine" else LinkScript(to_client=cut)
+            talk, proxy = await replay(profile, script)
             failures += talk.error is not None or any(call.error for call in talk.calls)
             assert proxy.links[0].was_cut or count > total - 200
         # Only what is cut while the connection is being closed may go unnoticed.
