@@ -102,8 +102,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
             print(engine.url, flush=True)  # noqa: T201 - the URL is what the caller waits for
             if not engine.profile.v05 and arguments.token is None:
                 print(f"token: {engine.token}", file=sys.stderr, flush=True)  # noqa: T201
-            async for _ in signals:
-                break
+            await anext(signals)
 
 
 def _load(path: Path | None) -> dict[str, InferletFunction]:
