@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import checkpoint
@@ -735,6 +736,27 @@ async def test_keepalive_finds_a_dead_connection() -> None:
                 engine.faults.half_open = False
                 await client.ping()
                 assert client.connections == connections
+
+
+async def test_a_laptop_that_was_closed() -> None:
+    """Its timers stood still, its connection is dead, and it finds out soon after it was opened again."""
+    slept = [0.0]
+    async with SimulatedEngine("v05", port=None) as engine:
+        keepalive = Keepalive(interval=1000, timeout=5)
+        client = PieClient(engine.connectable, reconnect=POLICY, keepalive=keepalive)
+        options = client.session.options
+        client.session.options = attrs.evolve(
+            options, wall_clock=lambda: 1e9 + anyio.current_time() + slept[0]
+        )
+        async with client:
+            await client.ping()
+            engine.faults.half_open = True
+            slept[0] = 3600.0
+            began = anyio.current_time()
+            await client.session.link.router.ended.wait()
+            assert anyio.current_time() - began <= 5 + 5
+            engine.faults.half_open = False
+            await client.ping()
 
 
 # -------------------------------------------------------------------------------------------------------------- details

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import attrs
 
 from .._transport.endpoint import Endpoint, EndpointLike, parse_endpoint
@@ -24,3 +27,4 @@ class SessionOptions:
     close_timeout: float
     terminate_grace: float
     reconnect: Reconnect | None = None
+    wall_clock: Callable[[], float] = time.time

@@ -8,6 +8,7 @@ from anyio import current_time, sleep_until
 
 from .._exceptions import ConnectionLost, PieError
 from .._flow.pausing import Intake
+from .._flow.suspension import SuspensionWatch
 from .._flow.wake import HighWater, Wake
 from .._protocol.connection import ClientProtocol
 from .._transport.stream import Transport
@@ -121,17 +122,17 @@ async def write(link: Link) -> None:
                 link.writing = False
 
 
-async def keep_alive(link: Link, policy: Keepalive) -> None:
-    """Ping a silent engine, and give it up when it stays silent.
+async def keep_alive(link: Link, policy: Keepalive, watch: SuspensionWatch) -> None:
+    """Ping a silent engine, and give it up when it stays silent; ping at once when the machine was suspended.
 
     Any inbound byte counts as life: a burst may hold up the pong itself. While the reader waits for a consumer of
     events nothing is judged.
     """
     link.last_heard = max(link.last_heard, current_time())
     while True:
-        await sleep_until(link.last_heard + policy.interval)
+        suspended = await watch.sleep_until(link.last_heard + policy.interval)
         asked = current_time()
-        if asked - link.last_heard < policy.interval:
+        if not suspended and asked - link.last_heard < policy.interval:
             continue
         link.protocol.ping()
         link.flush()

@@ -21,6 +21,7 @@ from .._flow.buffers import ByteBudget, OverflowPolicy
 from .._flow.pausing import Intake, make_buffer
 from .._flow.scopes import cleanup_until, raise_single
 from .._flow.slots import Rejected, ReplySlot
+from .._flow.suspension import SuspensionWatch
 from .._protocol.messages import AttachProcess, AuthIdentify, LaunchProcess, McpRequest, Request
 from .._protocol.state import ConnectionState
 from .._transport.stream import open_transport
@@ -125,7 +126,10 @@ class Session(AsyncContextManagerMixin):
         tasks.start_soon(self._pump, read, link, name="pie-anyio reader")
         await finish_handshake(handshake, transport.name, deadline, options.connect_timeout)
         if options.keepalive is not None:
-            tasks.start_soon(self._pump, keep_alive, link, options.keepalive, name="pie-anyio keepalive")
+            watch = SuspensionWatch(options.wall_clock)
+            tasks.start_soon(
+                self._pump, keep_alive, link, options.keepalive, watch, name="pie-anyio keepalive"
+            )
 
     async def _pump(self, pump: Callable[..., Awaitable[None]], *args: object) -> None:
         """Run one pump, out of reach of a cancellation that comes from around the client's block.
