@@ -32,6 +32,7 @@ LAYERS: dict[str, frozenset[str]] = {
         {"_map", "_map_policy", "_map_queue", "_map_runner", "_map_source", "_outcomes", "_pie_client"}
     ),
     "L7": frozenset({"evals", "sync"}),
+    "keeper": frozenset({"keeper"}),
     "testing": frozenset({"testing"}),
     "L8": frozenset({"cli"}),
     "L9": frozenset({"__init__"}),
@@ -48,9 +49,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "L5": frozenset({"L0", "L1", "L2", "L4", "files"}),
     "L6": frozenset({"L0", "L2", "files", "L5"}),
     "L7": frozenset({"L0", "L5", "L6", "L9"}),
+    "keeper": frozenset({"L0", "L1", "L2", "L5", "L6"}),
     "testing": frozenset({"L0", "L1", "L2", "L3", "files", "L4", "L5", "L9"}),
-    "L8": frozenset({"L7", "L9", "testing"}),
-    "L9": frozenset(LAYERS) - {"L8", "testing"},
+    "L8": frozenset({"L7", "L9", "keeper", "testing"}),
+    "L9": frozenset(LAYERS) - {"L8", "keeper", "testing"},
 }
 """Which layers a layer may import, besides itself."""
 
@@ -64,6 +66,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     "L5": frozenset({"anyio", "attrs"}),
     "L6": frozenset({"anyio", "attrs"}),
     "L7": frozenset({"anyio", "attrs"}),
+    "keeper": frozenset({"anyio", "attrs", "blake3", "platformdirs"}),
     "testing": frozenset(
         {"anyio", "attrs", "blake3", "cryptography", "msgpack", "pytest", "trio", "wsproto"}
     ),
