@@ -56,12 +56,15 @@ class ClientPool(AsyncContextManagerMixin):
             yield self
 
     async def pick(self) -> Session:
-        """Give the session with the fewest live runs, ready for requests.
+        """Give the session with the fewest live runs, ready for requests; wait for one where all are being restored.
 
         Raises:
             ConnectionLost: every connection of the pool is gone.
         """
-        while usable := [session for session in self._live if session.is_connected]:
+        while usable := (
+            [session for session in self._live if session.is_connected]
+            or [session for session in self._live if session.is_coming_back]
+        ):
             session = min(usable, key=self._live.__getitem__)
             self._live[session] += 1
             try:
@@ -79,6 +82,18 @@ class ClientPool(AsyncContextManagerMixin):
             else "the pool is used inside 'async with' only"
         )
         raise ConnectionClosed(msg, issued=False)
+
+    def pick_now(self) -> Session | None:
+        """Give the session that ``pick`` would give, where that takes no waiting; else None."""
+        session = min(
+            (session for session in self._live if session.is_connected),
+            key=self._live.__getitem__,
+            default=None,
+        )
+        if session is None or not session.is_ready:
+            return None
+        self._live[session] += 1
+        return session
 
     def put_back(self, session: Session) -> None:
         """Note that a run on a session is over."""

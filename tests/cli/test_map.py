@@ -283,3 +283,36 @@ def test_errors_that_belong_to_no_item() -> None:
     job: Any = None
     _map._take_errors(job, ExceptionGroup("g", errors), feed, progress)
     assert progress.tally.done == 0
+
+
+SHAKY = "shaky@0.1.0"
+
+
+def add_shaky(served: Served) -> None:
+    """Install a program whose first run costs it its connection."""
+    dropped: list[str] = []
+
+    @served.engine.inferlet(SHAKY)
+    async def shaky(session: Any, input: Any) -> Any:
+        if not dropped:
+            dropped.append("once")
+            served.engine.faults.drop_connections()
+            await anyio.sleep_forever()
+        return input
+
+
+def test_a_lost_connection_is_restored(served: Served, invoke: Invoke) -> None:
+    """What the engine ended with it is run again where the user says that it may."""
+    add_shaky(served)
+    write(*range(5))
+    arguments = ("map", SHAKY, IN, "-o", OUT, "--url", served.url, "--limit", "2", "--retry-lost", "3")
+    assert invoke(*arguments).code == 0
+    assert sorted(line["value"] for line in outcomes()) == list(range(5))
+
+
+def test_a_lost_run_is_not_repeated_unasked(served: Served, invoke: Invoke) -> None:
+    """It may have done what it was to do."""
+    add_shaky(served)
+    write(*range(5))
+    assert invoke("map", SHAKY, IN, "-o", OUT, "--url", served.url, "--limit", "1").code == 1
+    assert [line["status"] for line in outcomes()] == ["lost", *["returned"] * 4]

@@ -16,6 +16,7 @@ from pie_anyio import (
     ConnectionClosed,
     InvalidRequest,
     Receipt,
+    Reconnect,
     UnsupportedByEngine,
     first_completed,
     map_processes,
@@ -181,3 +182,20 @@ def test_senseless_pools_are_refused(urls: Any, options: Any, text: str) -> None
     """The message says what is wanted."""
     with pytest.raises(InvalidRequest, match=text):
         ClientPool(urls, **options)
+
+
+async def test_a_pool_waits_for_connections_that_are_being_restored(
+    engines: tuple[SimulatedEngine, SimulatedEngine],
+) -> None:
+    """As long as there is none that is up."""
+    one, two = engines
+    policy = Reconnect(initial=0.01, jitter=0)
+    async with pool_of(one, two, reconnect=policy) as pool:
+        assert await map_processes(pool, ECHO, range(4)) == list(range(4))
+        for engine in engines:
+            engine.faults.drop_connections()
+        for client in pool.clients:
+            await client.session.link.router.ended.wait()
+        assert not any(client.session.is_connected for client in pool.clients)
+        assert await map_processes(pool, ECHO, range(4)) == list(range(4))
+        assert {client.connections for client in pool.clients} <= {1, 2}

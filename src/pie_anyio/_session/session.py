@@ -246,8 +246,14 @@ class Session(AsyncContextManagerMixin):
 
     @property
     def is_connected(self) -> bool:
-        """Whether the connection is there."""
-        return self._link is not None and not self._link.router.ended.done
+        """Whether the connection is there, and not on its way back only."""
+        return self._link is not None and not self._link.router.ended.done and not self.is_coming_back
+
+    @property
+    def is_coming_back(self) -> bool:
+        """Whether the connection was lost and is being restored; ``ready`` waits for that."""
+        supervisor = self._supervisor
+        return supervisor is not None and supervisor.is_down and supervisor.error is None
 
     @property
     def generation(self) -> Generation | None:

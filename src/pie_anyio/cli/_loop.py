@@ -14,7 +14,7 @@ from typing import Any, Final
 import anyio
 import click
 
-from pie_anyio import PieClient, Receipt
+from pie_anyio import PieClient, Receipt, Reconnect
 
 from ._errors import INTERRUPTED, diagnose
 from ._output import Output, receipt_line
@@ -33,14 +33,16 @@ class Cli:
         self._scope: anyio.CancelScope | None = None
 
     @asynccontextmanager
-    async def connect(self) -> AsyncGenerator[PieClient]:
+    async def connect(self, *, reconnect: Reconnect | None = None) -> AsyncGenerator[PieClient]:
         """Connect for the length of a block; what did not simply return or fail in it is accounted for at the end.
+
+        ``reconnect``: come back when the connection is lost; for commands that take long.
 
         Raises: as entering a client does.
 
         Cancellation: what the block started is ended.
         """
-        client = self.settings.client()
+        client = self.settings.client(reconnect=reconnect)
         try:
             async with client:
                 yield client

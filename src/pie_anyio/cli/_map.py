@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import click
 
-from pie_anyio import Failed, MapCall, ProcessError, Receipt, Timings
+from pie_anyio import Failed, MapCall, ProcessError, Receipt, Reconnect, Timings
 
 from ._errors import FAILED, OK, diagnose
 from ._figures import seconds, spread
@@ -64,6 +64,13 @@ class _Job:
 )
 @click.option("--ordered", is_flag=True, help="Write outcomes in the order of the inputs.")
 @click.option("--retry-failed", is_flag=True, help="Run again what failed in an earlier run, too.")
+@click.option(
+    "--retry-lost",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Run again, up to N times, what was lost with its connection; for programs that may run twice.",
+)
 @click.option("--token-budget", type=click.IntRange(min=1), help="Tokens for each process (0.4).")
 @click.option("--progress", "style", type=click.Choice(STYLES), help="[bar on a terminal, plain elsewhere]")
 @asynchronous
@@ -81,7 +88,7 @@ async def map_command(
 
     A line is {"id": ..., "input": ...}, or any JSON value, which then is the input and has its line number for id.
     Started again with the same OUT.jsonl, it skips what has returned or failed, and runs the rest. Ctrl-C ends the
-    live runs on the engine.
+    live runs on the engine. A connection that is lost is restored; what the engine ended with it is lost.
     """
     items = ItemFile(source)
     ids = items.check()
@@ -123,7 +130,7 @@ async def _go_on(job: _Job) -> int:
 async def _run(job: _Job, settled: set[ItemId], count: int) -> None:
     feed = Feed(job.items, settled, count)
     progress = make_progress(job.style, Tally(count), job.program, job.cli.out)
-    async with job.cli.connect() as client:
+    async with job.cli.connect(reconnect=Reconnect()) as client:
         call = client.map_processes(job.program, feed, **job.options)
         try:
             async with call as outcomes:
