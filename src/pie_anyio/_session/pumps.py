@@ -132,7 +132,8 @@ async def keep_alive(link: Link, policy: Keepalive, watch: SuspensionWatch) -> N
     while True:
         suspended = await watch.sleep_until(link.last_heard + policy.interval)
         asked = current_time()
-        if not suspended and asked - link.last_heard < policy.interval:
+        # The sum, as above, and not the difference: rounded the other way, it would have this go round for ever.
+        if not suspended and asked < link.last_heard + policy.interval:
             continue
         link.protocol.ping()
         link.flush()
