@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -21,6 +23,10 @@ __all__ = ["EndKind", "Ending", "Fleet", "Launcher", "Run"]
 class Launcher(Protocol):
     """Gives the session for the next run: a client, or a pool of them."""
 
+    def pick_now(self) -> Session | None:
+        """Give a session that takes requests, or None where that takes some waiting or cannot be had."""
+        ...
+
     async def pick(self) -> Session:
         """Give a session that takes requests."""
         ...
@@ -31,17 +37,20 @@ class Launcher(Protocol):
 
 
 class Fleet:
-    """The runs of one map, and the books about them."""
+    """The runs of one map, and the books about them. No task is needed for a run: its end is told by a call."""
 
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, program: str | Inferlet[..., Any]) -> None:
         self._launcher = launcher
-        self._open: dict[Run, None] = {}
-        """Runs that have not been seen to end; those that were told to are the unconfirmed ones."""
+        self._program = program
+        self._names: dict[bool, str] = {}
+        self._open: dict[Run, Session | None] = {}
+        """Runs that have not been seen to end, with their session while they may count as load there; those that were
+        told to end are the unconfirmed ones."""
         self._ended: Counter[EndKind] = Counter()
         self._deadline: float | None = None
-        self.refusals = 0
+        self.refusals: int = 0
         """Refused launches that were put off, not given up."""
-        self.unsent = 0
+        self.unsent: int = 0
         """Items that were given up before anything of them was submitted."""
 
     async def require(self, feature: str, capability: str) -> None:
@@ -52,36 +61,87 @@ class Fleet:
         finally:
             self._launcher.put_back(session)
 
-    async def run(self, program: str | Inferlet[..., Any], value: Any, token_budget: int | None) -> Run:
-        """Launch a program and wait until its run has ended, in whatever way.
+    def start_now(self, value: Any, token_budget: int | None, at_end: Callable[[Run], object]) -> bool:
+        """Launch the program, if no session has to be waited for; give whether it was launched.
+
+        ``at_end`` is called with the run in the step in which its end becomes known. It must not raise.
 
         Raises:
             InvalidRequest: the program or the value cannot be sent.
             ConnectionLost: there is no connection any more.
+        """
+        session = self._launcher.pick_now()
+        if session is not None:
+            self._start(session, value, token_budget, at_end)
+        return session is not None
 
-        Cancellation: the run is ended, in whatever state it is, and waited for until a deadline that is set by the
-        first run that is cancelled: a thousand of them together wait one grace period, not a thousand.
+    async def start(self, value: Any, token_budget: int | None, at_end: Callable[[Run], object]) -> None:
+        """Launch the program as soon as there is a session for it; see :meth:`start_now`.
+
+        Cancellation: nothing was launched.
         """
         await checkpoint_if_cancelled()
-        session = await self._launcher.pick()
+        self._start(await self._launcher.pick(), value, token_budget, at_end)
+
+    def _start(
+        self, session: Session, value: Any, token_budget: int | None, at_end: Callable[[Run], object]
+    ) -> None:
         try:
-            capabilities = session.capabilities
-            bare = capabilities is not None and capabilities.bare_program_names
-            name = program_name(program, bare=bare)
-            run = session.start(LaunchProcess(name, encode_input(value), True, token_budget), quiet=True)
-            self._open[run] = None
-            try:
-                await run.ended.wait()
-            finally:
-                if not run.ended.done:
-                    session.release(run)
-                    if self._deadline is None:
-                        self._deadline = session.grace_deadline()
-                    await session.confirm(run, self._deadline)
-                self._close_ended(run)
-            return run
-        finally:
+            request = LaunchProcess(self._name_for(session), encode_input(value), True, token_budget)
+            run = session.start(request, quiet=True)
+        except BaseException:
             self._launcher.put_back(session)
+            raise
+        self._open[run] = session
+        run.ended.watch(partial(self._end, run, at_end))
+
+    def _name_for(self, session: Session) -> str:
+        capabilities = session.capabilities
+        bare = capabilities is not None and capabilities.bare_program_names
+        name = self._names.get(bare)
+        if name is None:
+            name = self._names[bare] = program_name(self._program, bare=bare)
+        return name
+
+    def _end(self, run: Run, at_end: Callable[[Run], object]) -> None:
+        self._put_back(run)
+        ending = run.ending
+        assert ending is not None
+        if ending.kind is not EndKind.LOST or not run.released:  # else it was told to end, and not seen to
+            del self._open[run]
+            self._ended[ending.kind] += 1
+        at_end(run)
+
+    def _put_back(self, run: Run) -> None:
+        session = self._open.get(run)
+        if session is not None:
+            self._open[run] = None
+            self._launcher.put_back(session)
+
+    async def end_all(self) -> None:
+        """End every run that is under way, in whatever state it is, and wait until they are seen to have ended.
+
+        They are waited for until a deadline that the first call sets: a thousand of them together wait one grace
+        period, not a thousand.
+
+        Cancellation: is held up until that deadline.
+        """
+        sessions: dict[Session, list[Run]] = {}
+        for run, session in self._open.items():
+            if session is not None:
+                sessions.setdefault(session, []).append(run)
+        try:
+            for session, runs in sessions.items():
+                if self._deadline is None:
+                    self._deadline = session.grace_deadline()
+                session.release_all(runs)
+            for session, runs in sessions.items():
+                assert self._deadline is not None
+                await session.confirm_all(runs, self._deadline)
+        finally:
+            for runs in sessions.values():
+                for run in runs:
+                    self._put_back(run)
 
     @property
     def live(self) -> int:
@@ -93,18 +153,8 @@ class Fleet:
         """Whether some run is under way on the engine."""
         return any(run.started_at is not None for run in self._open)
 
-    def _close_ended(self, run: Run) -> None:
-        ending = run.ending
-        if ending is None or (ending.kind is EndKind.LOST and run.released):
-            return  # told to end, and not seen to
-        if run in self._open:
-            del self._open[run]
-            self._ended[ending.kind] += 1
-
     def receipt(self) -> Receipt:
         """Give the account as it stands; runs that confirm their end late are in it too."""
-        for run in list(self._open):
-            self._close_ended(run)
         ended = self._ended
         unconfirmed = tuple(run.process_id or "?" for run in self._open if run.released)
         finished = sum(

@@ -42,6 +42,7 @@ __all__ = ["MapCall", "first_completed", "map_processes"]
 DEFAULT_LIMIT: Final = 64
 ADMISSION_TIMEOUT: Final = 300.0
 BACKOFF: Final = Backoff()
+_BURST: Final = 64  # outcomes given between two checkpoints
 
 
 class MapCall(AsyncContextManagerMixin):
@@ -89,12 +90,12 @@ class MapCall(AsyncContextManagerMixin):
         self._plain = on_error == "raise"
         self._ordered = ordered
         self._total = len(inputs) if isinstance(inputs, Sized) else None
-        self._fleet = Fleet(client)
+        self._fleet = Fleet(client, program)
+        self._program = program
         self._limit = AdaptiveLimit(limit)
         self._policy = failure_policy(on_error, self._total)
         self._source = Source(inputs, key)
         self._options = MapOptions(
-            program=program,
             token_budget=token_budget,
             decode=decode,
             stop_at_first=stop_at_first,
@@ -103,12 +104,13 @@ class MapCall(AsyncContextManagerMixin):
             retry_lost=int(retry_lost),
         )
         self._runner: MapRunner | None = None
+        self._burst = _BURST
         self._outcomes = OutcomeQueue(ordered=ordered, bound=None)
         self._used = False
 
     def __del__(self) -> None:
         if not getattr(self, "_used", True):
-            name = self._options.program
+            name = self._program
             msg = (
                 f"map_processes({name!r}) was neither awaited nor entered with 'async with': nothing was run"
             )
@@ -147,7 +149,7 @@ class MapCall(AsyncContextManagerMixin):
         policy = self._policy
         if policy.exceeded:
             counts = f"{policy.failures} of {policy.finished} finished runs"
-            raise ExceptionGroup(f"map_processes: {counts} of {self._options.program} failed", policy.errors)
+            raise ExceptionGroup(f"map_processes: {counts} of {self._program} failed", policy.errors)
 
     # --- entered ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +183,10 @@ class MapCall(AsyncContextManagerMixin):
         if runner is None:
             msg = "enter the map first: 'async with client.map_processes(...) as outcomes:'"
             raise InvalidRequest(msg)
+        self._burst -= 1
+        if self._burst > 0 and (outcome := self._outcomes.take_now()) is not None:
+            return outcome
+        self._burst = _BURST
         await checkpoint()
         outcome = await self._outcomes.take()
         if outcome is None:

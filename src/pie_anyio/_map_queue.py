@@ -56,20 +56,23 @@ class OutcomeQueue:
         if self._room is not None:
             await self._room.acquire()
 
+    def take_now(self) -> AnyOutcome | None:
+        """Take the next outcome, or None where none is there."""
+        if not self._ready:
+            return None
+        if self._room is not None:
+            self._room.release()
+        return self._ready.popleft()
+
     async def take(self) -> AnyOutcome | None:
         """Take the next outcome, or None where nothing more will come.
 
         Cancellation: an outcome leaves the queue only in the step that returns it.
         """
-        while not self._ready:
-            if self._finished:
-                return None
+        while (outcome := self.take_now()) is None and not self._finished:
             if self._arrived is None:
                 self._arrived = Event()
             await self._arrived.wait()
-        outcome = self._ready.popleft()
-        if self._room is not None:
-            self._room.release()
         return outcome
 
     def drain(self) -> list[AnyOutcome]:

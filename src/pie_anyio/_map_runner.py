@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks of a map: one that takes inputs, and one for each run, which hands over the outcome.
+"""The tasks of a map: one that takes inputs and starts their runs, and one that takes what has ended.
+
+A run has no task of its own: the end of each is noted in the step that reads it, and all that ended in one read of the
+socket are handed over together. Only what has to wait gets a task while it waits: for a login, for a pool, or for room
+after a refusal.
 
 A run holds one unit of the limit from before its launch until the engine has confirmed its end, so the engine never
 has more live runs of a map than ``limit``. An input is taken when there is a unit for it and room for its outcome.
@@ -7,12 +11,15 @@ has more live runs of a map than ``limit``. An input is taken when there is a un
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import attrs
-from anyio import CancelScope, Semaphore, create_task_group, current_time, sleep
+from anyio import CancelScope, create_task_group, current_time, sleep
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._exceptions import (
     ConnectionLost,
@@ -27,19 +34,20 @@ from ._fleet import EndKind, Fleet, Run
 from ._flow.backoff import Backoff
 from ._flow.limits import AdaptiveLimit, Permit
 from ._flow.scopes import raise_single
-from ._inferlet import Inferlet
+from ._flow.wake import Wake
 from ._map_policy import FailurePolicy
 from ._map_queue import OutcomeQueue
 from ._map_source import Item, Source
 from ._outcomes import AnyOutcome, Failed, Lost, NotStarted, Returned, Terminated
 from ._process import Timings, ending_error, timings_of
 
+_BURST: Final = 16  # inputs taken between two checkpoints
+
 
 @attrs.frozen(kw_only=True)
 class MapOptions:
     """What all runs of one map have in common."""
 
-    program: str | Inferlet[..., Any]
     token_budget: int | Sequence[int | None] | None
     """One for all, or one for each input."""
     decode: Callable[[str], Any]
@@ -53,9 +61,11 @@ class MapOptions:
 
 
 @attrs.define(eq=False)
-class _Tries:
-    """What has been tried for one item."""
+class _Job:
+    """One item that was taken and has no outcome yet, and what has been tried for it."""
 
+    item: Item
+    permit: Permit
     refusals: int = 0
     attempts: int = 1
     lost: Lost | None = None
@@ -77,12 +87,20 @@ class MapRunner:
         self.fleet = fleet
         self._source = source
         self._limit = limit
-        # Runs that wait to be tried again hold no permit; without a bound of their own they would pile up.
-        self._places = Semaphore(limit.maximum, fast_acquire=True)
         self.policy = policy
         self._outcomes = outcomes
         self._options = options
         self._scope = CancelScope()
+        self._tasks: TaskGroup | None = None
+        self._jobs: set[_Job] = set()
+        self._ended: deque[tuple[_Job, Run]] = deque()
+        self._wake = Wake()
+        """There are ended runs, or no more jobs."""
+        self._room = Wake()
+        """There are fewer jobs than before."""
+        self._producing = True
+        self._stopped = False
+        self._now = 0.0
         self._progressed_at = 0.0
         self.error: Exception | None = None
         """What ended the map, other than failures of runs: the inputs broke, or no run could be had at all."""
@@ -96,40 +114,67 @@ class MapRunner:
         """
         self._progressed_at = current_time()
         try:
-            with raise_single(several_failures), self._scope:
-                async with create_task_group() as tasks:
-                    await self._produce(tasks)
+            await self._run_tasks()
             self.policy.conclude()
         except Exception as exc:  # noqa: BLE001 - whoever takes the outcomes is told, who else may not be waiting
             self.error = exc
         finally:
             self._outcomes.finish()
 
+    async def _run_tasks(self) -> None:
+        try:
+            with raise_single(several_failures), self._scope:
+                async with create_task_group() as tasks:
+                    self._tasks = tasks
+                    tasks.start_soon(self._collect, name="pie-anyio map outcomes")
+                    await self._produce()
+                    self._producing = False
+                    self._wake.set()
+        finally:
+            try:
+                # A launch may have been waiting for its session in the very step in which the others were ended.
+                await self.fleet.end_all()
+            finally:
+                for job in self._jobs:
+                    job.permit.give_back()
+                self._jobs.clear()
+
     def stop(self) -> None:
         """Take no more inputs and end what is running."""
         self._scope.cancel()
 
-    async def _produce(self, tasks: TaskGroup) -> None:
+    # --- inputs ----------------------------------------------------------------------------------------------------
+
+    async def _produce(self) -> None:
         """Take the inputs, all in this one task: a generator may hold cancel scopes open, which belong to a task."""
+        burst = _BURST
         while True:
             await self._outcomes.reserve()
-            await self._places.acquire()
+            # Refused runs that wait to be tried again hold no permit; without this bound they would pile up.
+            while len(self._jobs) >= self._limit.maximum:
+                await self._room.wait()
             permit = Permit(self._limit)
             item = None
             try:
                 await permit.take()
                 item = await self._pull(permit)
-            finally:
-                if item is None:
-                    permit.give_back()
+                burst -= 1
+                await (checkpoint_if_cancelled() if burst else checkpoint())
+            except BaseException:
+                permit.give_back()
+                raise
             if item is None:
+                permit.give_back()
                 return
-            tasks.start_soon(self._work, item, permit, name="pie-anyio map run")
+            burst = burst or _BURST
+            job = _Job(item, permit)
+            self._jobs.add(job)
+            self._begin(job)
 
     async def _pull(self, permit: Permit) -> Item | None:
         try:
             if not self._source.waits:
-                return await self._source.pull()
+                return self._source.take()
             # An input that is long in coming must not hold up a refused run that is to be tried again.
             permit.give_back()
             item = await self._source.pull()
@@ -141,72 +186,127 @@ class MapRunner:
             return None
         return item
 
-    # --- one item --------------------------------------------------------------------------------------------------
+    # --- runs ------------------------------------------------------------------------------------------------------
 
-    async def _work(self, item: Item, permit: Permit) -> None:
+    def _begin(self, job: _Job) -> None:
+        """Start a run: in this step, or in a task where a session has to be waited for."""
         try:
-            outcome = await self._run_item(item, permit)
+            if not self.fleet.start_now(job.item.value, self._budget_of(job), partial(self._note_end, job)):
+                self._begin_later(job)
+        except (ConnectionLost, LocalProtocolError) as exc:
+            self._give_up(job, exc)
+
+    def _begin_later(self, job: _Job, delay: float | None = None) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(self._start, job, delay, name="pie-anyio map launch")
+
+    async def _start(self, job: _Job, delay: float | None) -> None:
+        """Start a run when there is a session for it; one that was refused, after a delay and with a new permit."""
+        try:
+            if delay is not None:
+                await sleep(delay)
+                await job.permit.take()
+            await self.fleet.start(job.item.value, self._budget_of(job), partial(self._note_end, job))
+        except (ConnectionLost, LocalProtocolError) as exc:
+            self._give_up(job, exc)
+        except BaseException:
+            self._drop(job)
+            raise
+
+    def _budget_of(self, job: _Job) -> int | None:
+        budget = self._options.token_budget
+        return budget if budget is None or isinstance(budget, int) else budget[job.item.index]
+
+    def _note_end(self, job: _Job, run: Run) -> None:
+        """Note that a run has ended; called by the reader of the connection, so it only does what cannot fail."""
+        if not self._stopped:  # later, only the books need to know of it
+            self._ended.append((job, run))
+            self._wake.set()
+
+    # --- ends ------------------------------------------------------------------------------------------------------
+
+    async def _collect(self) -> None:
+        """Take what has ended, and at the end of the map end what has not."""
+        try:
+            while self._producing or self._jobs:
+                await self._wake.wait()
+                self._take_ended()
         finally:
-            permit.give_back()
-            self._places.release()
-        self._hand_over(outcome)
+            self._stopped = True
+            self._take_ended()  # what ended before the map was stopped has an outcome like any other
+            await self.fleet.end_all()
 
-    async def _run_item(self, item: Item, permit: Permit) -> AnyOutcome:
-        """Run one item to its end, and again for as long as it is lost and may be repeated."""
-        tries = _Tries()
-        while True:
-            outcome = await self._try_item(item, permit, tries)
-            if isinstance(outcome, Lost):
-                if tries.attempts > self._options.retry_lost:
-                    return outcome
-            elif tries.lost is not None and outcome.process_id is None:
-                return tries.lost  # the repeat was not started, but the run that was lost may have completed
-            else:
-                return outcome
-            tries.lost = outcome
-            tries.attempts += 1
+    def _take_ended(self) -> None:
+        self._now = current_time()
+        while self._ended:
+            self._finish(*self._ended.popleft())
 
-    async def _try_item(self, item: Item, permit: Permit, tries: _Tries) -> AnyOutcome:
-        """Run one item once, waiting out refusals for lack of capacity."""
-        options = self._options
-        budget = options.token_budget
-        if budget is not None and not isinstance(budget, int):
-            budget = budget[item.index]
-        while True:
-            try:
-                run = await self.fleet.run(options.program, item.value, budget)
-            except (ConnectionLost, LocalProtocolError) as exc:
-                return self._not_started(item, exc, tries)
-            if not self._may_try_again(run):
-                return self._outcome(item, run, tries)
-            tries.refusals += 1
-            self.fleet.refusals += 1
-            self._limit.refused()
-            permit.give_back()
-            await sleep(options.backoff.delay(tries.refusals))
-            await permit.take()
+    def _finish(self, job: _Job, run: Run) -> None:
+        """Find out what the end of a run means for its item: an outcome, or another try."""
+        if self._may_try_again(run):
+            self._put_off(job)
+            return
+        outcome = self._outcome(job, run)
+        if isinstance(outcome, Lost):
+            if job.attempts <= self._options.retry_lost and not self._stopped:
+                job.lost = outcome
+                job.attempts += 1
+                self._begin(job)
+                return
+        elif job.lost is not None and outcome.process_id is None:
+            outcome = job.lost  # the repeat was not started, but the run that was lost may have completed
+        self._settle(job, outcome)
 
     def _may_try_again(self, run: Run) -> bool:
         """Tell whether a run was refused for lack of capacity, and may still hope for some."""
-        now = current_time()
         busy = run.ending is not None and isinstance(run.ending.error, EngineBusy)
         if not busy or self.fleet.admitted:
             # The runs under way will make room when they end, however long they take.
-            self._progressed_at = now
-        return busy and now - self._progressed_at <= self._options.admission_timeout
+            self._progressed_at = self._now
+        return busy and self._now - self._progressed_at <= self._options.admission_timeout
+
+    def _put_off(self, job: _Job) -> None:
+        if self._stopped:
+            self._drop(job)
+            return
+        job.refusals += 1
+        self.fleet.refusals += 1
+        self._limit.refused()
+        job.permit.give_back()
+        self._begin_later(job, self._options.backoff.delay(job.refusals))
+
+    def _give_up(self, job: _Job, exc: PieError) -> None:
+        """Settle an item that no run could be submitted for."""
+        if job.lost is not None:
+            self._settle(job, job.lost)
+        else:
+            self.fleet.unsent += 1
+            self._settle(job, self._not_started(job, exc))
+
+    def _settle(self, job: _Job, outcome: AnyOutcome) -> None:
+        self._drop(job)
+        self._hand_over(outcome)
+
+    def _drop(self, job: _Job) -> None:
+        job.permit.give_back()
+        self._jobs.discard(job)
+        self._room.set()
+        if not self._jobs:
+            self._wake.set()
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
-    def _outcome(self, item: Item, run: Run, tries: _Tries) -> AnyOutcome:
+    def _outcome(self, job: _Job, run: Run) -> AnyOutcome:
         ending = run.ending
         assert ending is not None
+        item = job.item
         where: dict[str, Any] = {
             "index": item.index,
             "key": item.key,
             "process_id": run.process_id or None,
             "timings": timings_of(run),
-            "refusals": tries.refusals,
-            "attempts": tries.attempts,
+            "refusals": job.refusals,
+            "attempts": job.attempts,
         }
         if ending.kind in (EndKind.RETURNED, EndKind.FAILED):
             self._limit.succeeded()  # the engine had room, whatever the program made of it
@@ -225,7 +325,8 @@ class MapRunner:
             case _:
                 return Failed(error=error, **where)
 
-    def _not_started(self, item: Item, exc: PieError, tries: _Tries) -> AnyOutcome:
+    def _not_started(self, job: _Job, exc: PieError) -> AnyOutcome:
+        item = job.item
         now = current_time()
         text = f"item {item.index} was not started: {exc}"
         error: ProcessError
@@ -234,11 +335,8 @@ class MapRunner:
         else:
             error = ProcessError(text, index=item.index, key=item.key)
         error.__cause__ = exc
-        self.fleet.unsent += tries.lost is None
         timings = Timings(submitted=now, ended=now)
-        return NotStarted(
-            index=item.index, key=item.key, error=error, timings=timings, refusals=tries.refusals
-        )
+        return NotStarted(index=item.index, key=item.key, error=error, timings=timings, refusals=job.refusals)
 
     def _hand_over(self, outcome: AnyOutcome) -> None:
         """Give an outcome to the consumer, and judge whether the map goes on."""

@@ -50,10 +50,26 @@ class Source:
 
         Cancellation: an async iterable may lose the input that it was about to give, as async iterators do.
         """
+        if not self.waits:
+            return self.take()
         try:
-            value = await anext(self._async) if self.waits else next(self._sync)
-        except (StopIteration, StopAsyncIteration):
+            value = await anext(self._async)
+        except StopAsyncIteration:
             return None
+        return self._number(value)
+
+    def take(self) -> Item | None:
+        """Take the next input, or None where there is none left, of an iterable that does not wait.
+
+        Raises whatever the iterable or the key function raises.
+        """
+        try:
+            value = next(self._sync)
+        except StopIteration:
+            return None
+        return self._number(value)
+
+    def _number(self, value: Any) -> Item:
         index = self._taken
         self._taken += 1
         return Item(index, index if self._key is None else self._key(value), value)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 import pytest
 
@@ -87,6 +89,44 @@ async def test_cancelling_a_wait_takes_nothing() -> None:
             second.give_back()
     assert limit.held == 1
     third.give_back()
+
+
+async def test_who_gives_up_waiting_is_passed_over() -> None:
+    """What is given back later goes to those who still wait."""
+    limit = AdaptiveLimit(1)
+    first, second, third = Permit(limit), Permit(limit), Permit(limit)
+    await first.take()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as scope:
+                tasks.start_soon(third.take)
+                scope.cancel()
+                await second.take()
+            assert scope.cancelled_caught
+            first.give_back()
+    assert limit.held == 1
+    third.give_back()
+    assert limit.held == 0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_permit_that_is_handed_over_to_a_cancelled_task_goes_on(anyio_backend: str) -> None:
+    """A native cancel of asyncio hits a waiter that has been served already, where a scope would leave it alone."""
+    limit = AdaptiveLimit(1)
+    first, second, third = Permit(limit), Permit(limit), Permit(limit)
+    await first.take()
+    tasks = [asyncio.ensure_future(permit.take()) for permit in (second, third)]
+    await anyio.wait_all_tasks_blocked()
+    first.give_back()
+    tasks[0].cancel()
+    with anyio.fail_after(5):
+        await tasks[1]
+    assert tasks[0].cancelled()
+    assert limit.held == 1
+    second.give_back()
+    assert limit.held == 1
+    third.give_back()
+    assert limit.held == 0
 
 
 async def test_refusals_cut_once_per_episode() -> None:

@@ -15,6 +15,7 @@ from pie_anyio import (
     AuthenticationError,
     Backoff,
     ConnectionLost,
+    EngineBusy,
     NotStarted,
     PieClient,
     ProcessError,
@@ -156,6 +157,9 @@ class Stub:
         self.runs: list[Run] = []
         self.picked = 0
 
+    def pick_now(self) -> None:
+        return None
+
     async def pick(self) -> Stub:
         with anyio.CancelScope(shield=True):
             await anyio.lowlevel.checkpoint()
@@ -176,16 +180,15 @@ class Stub:
 
 
 async def test_a_run_is_counted_once() -> None:
-    """Also where the receipt is read between its end and the moment when its own task sees it."""
+    """In the step in which its end becomes known, whoever else may be told of it later."""
     stub: Any = Stub()
-    fleet = Fleet(stub)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(fleet.run, DO, 1, None)
-        await anyio.wait_all_tasks_blocked()
-        assert fleet.receipt() == Receipt(started=1, running=1)
-        stub.runs[0].ended.set_result(Ending(EndKind.RETURNED))
-        assert fleet.receipt() == fleet.receipt() == Receipt(started=1, returned=1)
-    assert fleet.receipt() == Receipt(started=1, returned=1)
+    fleet = Fleet(stub, DO)
+    ended: list[Run] = []
+    await fleet.start(1, None, ended.append)
+    assert (fleet.receipt(), stub.picked) == (Receipt(started=1, running=1), 1)
+    stub.runs[0].ended.set_result(Ending(EndKind.RETURNED))
+    assert fleet.receipt() == fleet.receipt() == Receipt(started=1, returned=1)
+    assert ended == stub.runs
     assert stub.picked == 0
 
 
@@ -200,6 +203,30 @@ async def test_a_launch_that_never_left_was_not_started() -> None:
     assert outcome.error.issued is False
     assert outcome.error.__cause__ is error
     assert call.receipt == Receipt(not_started=1)
+
+
+@pytest.mark.parametrize("kind", [EndKind.REFUSED, EndKind.LOST, EndKind.RETURNED])
+async def test_what_ends_in_the_step_that_stops_the_map(kind: EndKind) -> None:
+    """It has its outcome if it is a final one, but nothing is tried again."""
+    error = EngineBusy("no room", request="launch_process") if kind is EndKind.REFUSED else None
+    stub: Any = Stub()
+    call = map_processes(stub, DO, [1], on_error="collect", retry_lost=9)
+    async with call:
+        await anyio.wait_all_tasks_blocked()
+        assert call._runner is not None
+        call._runner.stop()
+        stub.runs[0].ended.set_result(Ending(kind, error=error))
+    outcomes = [outcome.status async for outcome in call]
+    assert outcomes == ([] if kind is EndKind.REFUSED else [kind.value])
+    assert len(stub.runs) == 1
+    receipt = call.receipt
+    assert (receipt.not_started, receipt.lost, receipt.returned) == (
+        kind is EndKind.REFUSED,
+        kind is EndKind.LOST,
+        kind is EndKind.RETURNED,
+    )
+    check(receipt, set())
+    assert call._limit.held == stub.picked == 0
 
 
 @pytest.mark.parametrize("inputs", [1, 2])

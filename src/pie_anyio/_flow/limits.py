@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
-from anyio import CapacityLimiter, WouldBlock
+from anyio import Event
 
 _CUT: Final = 0.8
 
@@ -18,33 +19,51 @@ class AdaptiveLimit:
     multiplicative decrease). A cut takes no permit back: it is the next ones that have to wait.
     """
 
-    __slots__ = ("_episode", "_successes", "maximum", "tokens")
+    __slots__ = ("_episode", "_successes", "_waiting", "current", "held", "maximum")
 
     def __init__(self, maximum: int) -> None:
         if maximum < 1:
             msg = f"the limit must be at least 1, not {maximum}"
             raise ValueError(msg)
-        self.maximum = maximum
-        self.tokens = CapacityLimiter(maximum)
+        self.maximum: int = maximum
+        self.current: int = maximum
+        """How many permits may be out now."""
+        self.held: int = 0
+        """How many permits are out."""
+        self._waiting: deque[Event] = deque()
         self._successes = 0
         self._episode = False
 
-    @property
-    def current(self) -> int:
-        """How many permits may be out now."""
-        return int(self.tokens.total_tokens)
+    async def take(self) -> None:
+        """Wait for a permit. Does not checkpoint where there is one and nobody waits.
 
-    @property
-    def held(self) -> int:
-        """How many permits are out."""
-        return self.tokens.borrowed_tokens
+        Cancellation: none is taken.
+        """
+        if self.held < self.current and not self._waiting:
+            self.held += 1
+            return
+        turn = Event()
+        self._waiting.append(turn)
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():
+                self.give_back()  # it had been handed over already: the next one gets it
+            else:
+                self._waiting.remove(turn)
+            raise
+
+    def give_back(self) -> None:
+        """Give a permit back."""
+        self.held -= 1
+        self._serve()
 
     def refused(self) -> None:
         """Note that the engine refused a run for lack of capacity."""
         self._successes = 0
         if not self._episode:
             self._episode = True
-            self.tokens.total_tokens = max(1, int(self.current * _CUT))
+            self.current = max(1, int(self.current * _CUT))
 
     def succeeded(self) -> None:
         """Note that the engine took a run and saw it through."""
@@ -53,16 +72,22 @@ class AdaptiveLimit:
             self._successes += 1
             if self._successes >= self.current:
                 self._successes = 0
-                self.tokens.total_tokens = self.current + 1
+                self.current += 1
+                self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting and self.held < self.current:
+            self.held += 1
+            self._waiting.popleft().set()
 
 
 class Permit:
     """One unit of a limit, for one run; it may be taken and given back again and again."""
 
-    __slots__ = ("_held", "_tokens")
+    __slots__ = ("_held", "_limit")
 
     def __init__(self, limit: AdaptiveLimit) -> None:
-        self._tokens = limit.tokens
+        self._limit = limit
         self._held = False
 
     async def take(self) -> None:
@@ -70,14 +95,11 @@ class Permit:
 
         Cancellation: it is not held.
         """
-        try:
-            self._tokens.acquire_on_behalf_of_nowait(self)
-        except WouldBlock:
-            await self._tokens.acquire_on_behalf_of(self)
+        await self._limit.take()
         self._held = True
 
     def give_back(self) -> None:
         """Give the unit back, if it is held."""
         if self._held:
             self._held = False
-            self._tokens.release_on_behalf_of(self)
+            self._limit.give_back()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from anyio import Event
@@ -34,11 +35,12 @@ class ReplySlot(Generic[T]):
     for by one task or by none.
     """
 
-    __slots__ = ("__weakref__", "_event", "_outcome")
+    __slots__ = ("__weakref__", "_event", "_outcome", "_watcher")
 
     def __init__(self) -> None:
         self._outcome: Resolved[T] | Rejected | None = None
         self._event: Event | None = None
+        self._watcher: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         # The value is left out: it may be a megabyte of somebody's data, or a secret.
@@ -63,6 +65,17 @@ class ReplySlot(Generic[T]):
     def set_error(self, error: BaseException) -> bool:
         """Reject the slot; return False if it already had an outcome, which then stands."""
         return self._settle(Rejected(error))
+
+    def watch(self, callback: Callable[[], object]) -> None:
+        """Have a function called in the very step that sets the outcome, or now if it is there.
+
+        For one owner of many slots, to whom a waiting task for each would cost more than all the rest. The function
+        must not raise; a second one takes the place of the first.
+        """
+        if self._outcome is not None:
+            callback()
+        else:
+            self._watcher = callback
 
     async def wait(self) -> T:
         """Wait for the outcome; return its value or raise its error.
@@ -89,6 +102,9 @@ class ReplySlot(Generic[T]):
         if self._event is not None:
             self._event.set()
             self._event = None
+        if self._watcher is not None:
+            watcher, self._watcher = self._watcher, None
+            watcher()
         return True
 
     def _deliver(self) -> T:
