@@ -261,11 +261,12 @@ def test_refusals_are_waited_out(served: Served, invoke: Invoke) -> None:
 
 
 def test_a_lost_engine(served: Served, invoke: Invoke) -> None:
-    """When the connection goes, outcomes say so, the exit code is 1, and the runs are tried the next time."""
+    """When it lets nobody in again, outcomes say so, the exit code is 1, and the runs are tried the next time."""
 
     @served.engine.inferlet("dropping@0.1.0")
     async def dropping(session: Any, input: Any) -> object:
         if input == 2:
+            served.engine.faults.refuse_handshakes = (403, b"")
             served.engine.faults.drop_connections()
         return input
 

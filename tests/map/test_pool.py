@@ -192,10 +192,11 @@ async def test_a_pool_waits_for_connections_that_are_being_restored(
     policy = Reconnect(initial=0.01, jitter=0)
     async with pool_of(one, two, reconnect=policy) as pool:
         assert await map_processes(pool, ECHO, range(4)) == list(range(4))
+        links = [client.session.link for client in pool.clients]
         for engine in engines:
             engine.faults.drop_connections()
-        for client in pool.clients:
-            await client.session.link.router.ended.wait()
+        for link in links:
+            await link.router.ended.wait()
         assert not any(client.session.is_connected for client in pool.clients)
         assert await map_processes(pool, ECHO, range(4)) == list(range(4))
         assert {client.connections for client in pool.clients} <= {1, 2}
