@@ -396,7 +396,8 @@ class ProcessClient(AsyncContextManagerMixin):
 
         ``input`` is anything that has a JSON form; None stands for an empty object. With ``capture_outputs=False``
         the output is dropped here, unread (the engine would hide the process id, so it is never told). ``token_budget``
-        caps the tokens of the process (0.4). ``overflow`` says what happens to output that is not read in time.
+        caps the tokens of the process (0.4). ``overflow`` says what happens to output that is not read in time: it is
+        dropped, with an error (``"error"``) or a gap (``"drop_oldest"``), or the whole connection waits (``"pause"``).
 
         Launching means that the engine has registered the process; it may wait for its turn after that.
 

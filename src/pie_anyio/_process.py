@@ -423,6 +423,8 @@ class Process:
         On 0.4 it goes on when the connection ends. An engine of 0.5 ends it with the connection.
         """
         self._run.detached = True
+        if self._run.buffer is not None:
+            self._run.buffer.stop_pausing()
         return self.process_id
 
     async def aclose(self) -> None:
@@ -458,6 +460,8 @@ async def terminate_by_id(session: Session, process_id: str) -> None:
     run = session.registry.by_id.get(process_id)
     if run is not None:
         run.terminating = True
+        if run.buffer is not None:
+            run.buffer.stop_pausing()  # the answer could not be read otherwise
     ok, result = await session.request(TerminateProcess(process_id), urgent=True)
     if not ok:
         raise engine_error("terminate_process", result, about=process_id)

@@ -17,18 +17,20 @@ class Intake:
     The valve is a set of those buffers, so that each may shut and open it on its own account, any number of times.
     """
 
-    __slots__ = ("_ahead", "_event", "is_abolished")
+    __slots__ = ("_ahead", "_event", "is_abolished", "is_suspended")
 
     def __init__(self) -> None:
         self._ahead: set[object] = set()
         self._event: Event | None = None
-        self.is_abolished = False
+        self.is_abolished: bool = False
         """It stays open from here on, since the connection is being closed."""
+        self.is_suspended: bool = False
+        """It counts as open for now, since a connection is being restored."""
 
     @property
     def is_shut(self) -> bool:
         """Whether reading has to wait."""
-        return bool(self._ahead)
+        return bool(self._ahead) and not self.is_suspended
 
     def shut(self, buffer: object) -> None:
         """Note that a buffer is ahead of its consumer."""

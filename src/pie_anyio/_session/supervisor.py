@@ -77,6 +77,7 @@ class Supervisor:
         if not self.is_down:
             logger.warning("the connection to %s was lost, trying to restore it: %s", self._name, reason)
             self.is_down = True
+            self._session.intake.is_suspended = True  # answers have to be read now, whoever is behind with events
             self._back = Event()
             self._settled = Event()
         self._lost.set()
@@ -186,6 +187,7 @@ class Supervisor:
             raise ConnectError(msg, url=self._name) from exc
         # No wait from here on: a request that found the connection up finds the launches before it already sent.
         self._resubmit()
+        self._session.intake.is_suspended = False
         self.is_down = False
         self._back.set()
 
