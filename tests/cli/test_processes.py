@@ -143,7 +143,9 @@ def test_signal_and_file(served04: Served, invoke: Invoke, tmp_path: Path) -> No
         heard.append(await session.receive_file())
         return None
 
-    process_id = invoke("run", "listen@0.1.0", "--detach", "--url", served04.url).stdout.strip()
+    process_id = invoke(
+        "run", "listen@0.1.0", "--detach", "--no-keeper", "--url", served04.url
+    ).stdout.strip()
     assert invoke("signal", process_id, "hello", "--url", served04.url).code == 0
     served04.call(served04.engine.wait_until, lambda: heard == ["hello"])
     (tmp_path / "file").write_bytes(b"content")

@@ -160,15 +160,15 @@ def test_an_interrupt_ends_the_process(
 
 
 def test_detach(served04: Served, invoke: Invoke) -> None:
-    """--detach prints the id of a process that goes on (0.4), and `attach` follows it."""
-    result = invoke("run", "wait@0.1.0", "--detach", "--url", served04.url)
+    """--detach prints the id of a process that goes on without a keeper too (0.4)."""
+    result = invoke("run", "wait@0.1.0", "--detach", "--no-keeper", "--url", served04.url)
     assert result.code == 0
     assert served04.live == [result.stdout.strip()]
 
 
 def test_detach_is_refused_where_it_cannot_be(served: Served, invoke: Invoke) -> None:
-    """An engine of 0.5 ends a process with its connection, so --detach is refused there and nothing is left."""
-    result = invoke("run", "wait@0.1.0", "--detach", "--url", served.url)
+    """An engine of 0.5 ends a process with its connection, so --no-keeper is refused there and nothing is left."""
+    result = invoke("run", "wait@0.1.0", "--detach", "--no-keeper", "--url", served.url)
     assert result.code == 1
     assert "--detach is not possible" in result.stderr
     assert not served.live
@@ -183,7 +183,7 @@ def test_attach(served04: Served, invoke: Invoke) -> None:
         await go.wait()
         return "at last"
 
-    process_id = invoke("run", "later@0.1.0", "--detach", "--url", served04.url).stdout.strip()
+    process_id = invoke("run", "later@0.1.0", "--detach", "--no-keeper", "--url", served04.url).stdout.strip()
 
     async def release() -> None:
         await served04.engine.wait_received("attach_process")
@@ -199,7 +199,7 @@ def test_attach(served04: Served, invoke: Invoke) -> None:
 
 def test_an_interrupted_attach_leaves_the_process(served04: Served, invoke: Invoke) -> None:
     """Ctrl-C while attached does not end a process that somebody else started."""
-    invoke("run", "wait@0.1.0", "--detach", "--url", served04.url)
+    invoke("run", "wait@0.1.0", "--detach", "--no-keeper", "--url", served04.url)
     (process_id,) = served04.live
 
     async def interrupt() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import anyio
 
 from pie_anyio import Event
+from pie_anyio.keeper import stop_keeper
 
 from .conftest import Kept
 
@@ -28,3 +29,12 @@ async def test_leave_and_come_back(kept: Kept) -> None:
                 assert await process.result() == {"n": 1}
         async with kept.client() as client:
             assert await (await client.attach_process(process_id)).result() == {"n": 1}
+
+
+async def test_stop(kept: Kept) -> None:
+    """A keeper is stopped by a client, which is told how things were."""
+    with anyio.fail_after(5):
+        async with kept.client() as client:
+            await client.launch_process("wait@0.1.0")
+            facts = await stop_keeper(client)
+            assert facts["running"] == 1

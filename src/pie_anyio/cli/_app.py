@@ -21,6 +21,7 @@ from ._demo import demo
 from ._engine import engine
 from ._errors import FAILED, INTERRUPTED, OK, UserError, diagnose
 from ._inspect import install, ping, status
+from ._keep import keep
 from ._map import map_command
 from ._output import Output, neutralised
 from ._processes import kill, ps, send_file, signal_command
@@ -52,7 +53,7 @@ def app() -> None:
 
 for _command in (
     *(run_command, map_command, ps, attach, signal_command, kill, send_file),
-    *(install, ping, status, engine, bench, demo),
+    *(install, ping, status, keep, engine, bench, demo),
 ):
     app.add_command(_command)
 

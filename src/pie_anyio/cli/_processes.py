@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import attrs
 import click
 from anyio import create_task_group, move_on_after, sleep
 
-from pie_anyio import PieClient, PieError, Process, ProcessNotFound
+from pie_anyio import ConnectError, PieClient, PieError, Process, ProcessNotFound
 
+from ._companion import keeper_of, kept_rows
 from ._errors import FAILED, OK, UserError, diagnose
 from ._loop import Cli, asynchronous
 
@@ -21,18 +24,30 @@ _CONFIRM_INTERVAL: Final = 0.05
 @click.command("ps", short_help="List the running processes")
 @asynchronous
 async def ps(cli: Cli) -> int:
-    """List the running processes: on 0.4 your own, on 0.5 everybody's."""
-    async with cli.connect() as client:
-        rows = await client.list_processes()
+    """List the running processes: on 0.4 your own, on 0.5 everybody's; and what a keeper has, running or ended."""
+    kept = {row.id: {"kept": row.status, **attrs.asdict(row)} for row in await kept_rows(cli)}
+    rows: list[dict[str, Any]] = []
+    code = OK
+    try:
+        async with cli.connect() as client:
+            rows = [row for row in await client.list_processes() if row.get("id") not in kept]
+    except ConnectError as exc:
+        if not kept:
+            raise
+        diagnosis = diagnose(exc)  # what the keeper has is there without its engine
+        cli.out.error(diagnosis)
+        code = diagnosis.code
+    rows += kept.values()
     for row in rows:
         cli.out.record("process", **{key: value for key, value in row.items() if key != "event"})
-    names = ("id", "program", "username", "elapsed_secs", "input")
+    names = ("id", "program", "username", "elapsed_secs", *(["kept"] if kept else []), "input")
     cells = [[_shortened(str(row.get(name, ""))) for name in names] for row in rows]
     if cells:
-        cli.out.table(["ID", "PROGRAM", "USER", "SECONDS", "INPUT"], cells)
+        head = ["ID", "PROGRAM", "USER", "SECONDS", *(["KEPT"] if kept else []), "INPUT"]
+        cli.out.table(head, cells)
     else:
         cli.out.note("no process is running")
-    return OK
+    return code
 
 
 def _shortened(text: str, width: int = 60) -> str:
@@ -115,38 +130,55 @@ async def _still_listed(client: PieClient, ids: set[str]) -> set[str]:
     return left
 
 
-async def _borrow(client: PieClient, text: str) -> Process:
-    """Attach to a process for one message; the connection that launched it must have gone (0.4).
+@asynccontextmanager
+async def _borrowed(cli: Cli, text: str) -> AsyncGenerator[tuple[PieClient, Process]]:
+    """Attach to a process for one message: through its keeper, or where the connection that launched it has gone (0.4).
 
     Raises:
-        UserError: this engine generation cannot do it.
+        UserError: it has ended, or this engine generation cannot do it.
 
     Cancellation: the process is not touched.
     """
-    process_id = await resolve_id(client, text)
-    capabilities = client.capabilities
-    if capabilities is not None and not capabilities.survives_disconnect:
-        msg = (
-            f"not possible on this engine (generation {client.generation}): a process hears only the connection that "
-            "launched it, and ends with any connection that attaches to it"
-        )
-        raise UserError(msg, hint="use Process.signal() or Process.transfer_file() in a program", code=FAILED)
+    async with keeper_of(cli, text, name="send") as kept:
+        if kept is not None:
+            from pie_anyio.keeper import rewind
+
+            client, row = kept
+            if row.status != "running":
+                msg = f"process {row.id} has ended: it {'is' if row.status == 'lost' else 'has'} {row.status}"
+                raise UserError(msg, hint="'pie-anyio attach' shows what it sent", code=FAILED)
+            await rewind(client, row.id, row.events)  # nothing of its output is wanted here
+            yield client, await _attach(client, row.id)
+            return
+    async with cli.connect() as client:
+        process_id = await resolve_id(client, text)
+        capabilities = client.capabilities
+        if capabilities is not None and not capabilities.survives_disconnect:
+            msg = (
+                f"not possible on this engine (generation {client.generation}): a process hears only the connection "
+                "that launched it, and ends with any connection that attaches to it"
+            )
+            raise UserError(msg, hint="launch it with 'run --detach', so that a keeper has it", code=FAILED)
+        yield client, await _attach(client, process_id)
+
+
+async def _attach(client: PieClient, process_id: str) -> Process:
     process = await client.attach_process(process_id)
     process.detach()
     return process
 
 
-@click.command("signal", short_help="Send a message to a detached process (0.4)")
+@click.command("signal", short_help="Send a message to a detached process")
 @click.argument("process_id")
 @click.argument("message")
 @asynchronous
 async def signal_command(cli: Cli, *, process_id: str, message: str) -> int:
-    """Send MESSAGE to a detached process, which reads it with session.receive() (0.4).
+    """Send MESSAGE to a detached process, which reads it with session.receive().
 
-    No engine acknowledges signals: that it was sent is all that can be said.
+    It must be a keeper's ('run --detach'), or the engine of generation 0.4. No engine acknowledges signals: that it
+    was sent is all that can be said.
     """
-    async with cli.connect() as client:
-        process = await _borrow(client, process_id)
+    async with _borrowed(cli, process_id) as (client, process):
         await process.signal(message)
         await client.ping()  # requests are taken in order, so the signal has been taken now
     cli.out.record("signalled", process_id=process.process_id)
@@ -154,17 +186,17 @@ async def signal_command(cli: Cli, *, process_id: str, message: str) -> int:
     return OK
 
 
-@click.command("send-file", short_help="Send a file to a detached process (0.4)")
+@click.command("send-file", short_help="Send a file to a detached process")
 @click.argument("process_id")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False))
 @asynchronous
 async def send_file(cli: Cli, *, process_id: str, path: str) -> int:
-    """Send the file PATH to a detached process, which must be waiting in session.receive_file() (0.4).
+    """Send the file PATH to a detached process, which must be waiting in session.receive_file().
 
-    No engine acknowledges files: that it was sent is all that can be said.
+    It must be a keeper's ('run --detach'), or the engine of generation 0.4. No engine acknowledges files: that it was
+    sent is all that can be said.
     """
-    async with cli.connect() as client:
-        process = await _borrow(client, process_id)
+    async with _borrowed(cli, process_id) as (client, process):
         await process.transfer_file(path)
         await client.ping()
     cli.out.record("sent", process_id=process.process_id, path=path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from anyio import to_thread
 
 from pie_anyio import Event, PieClient, Process, ProcessFailed, ProcessTerminated, ReceivedFile
 
+from ._companion import connect_keeper, find_places, keeper_of
 from ._errors import FAILED, OK, UserError
 from ._inputs import read_input
 from ._loop import Cli, asynchronous
@@ -28,7 +30,10 @@ from ._processes import resolve_id
     "--files", "folder", metavar="DIR", type=click.Path(file_okay=False), help="Save received files here."
 )
 @click.option("--token-budget", type=click.IntRange(min=1), help="Let the process use so many tokens (0.4).")
-@click.option("--detach", is_flag=True, help="Print the id and leave the process to itself (0.4).")
+@click.option(
+    "--detach", is_flag=True, help="Print the id and leave the process to a keeper; 'attach' follows it."
+)
+@click.option("--no-keeper", is_flag=True, help="... or to the engine, whose connection then ends (0.4).")
 @asynchronous
 async def run_command(
     cli: Cli,
@@ -39,6 +44,7 @@ async def run_command(
     folder: str | None,
     token_budget: int | None,
     detach: bool,
+    no_keeper: bool,
 ) -> int:
     """Run PROGRAM (name@version) and print its output as it comes, and what it returns.
 
@@ -46,6 +52,8 @@ async def run_command(
     output has the returned value alone. Ctrl-C ends the process on the engine.
     """
     value = read_input(text, pairs)
+    if detach and not no_keeper:
+        return await _leave_to_keeper(cli, program, value, token_budget)
     async with cli.connect() as client:
         call = client.launch_process(program, value, token_budget=token_budget)
         if detach:
@@ -55,6 +63,17 @@ async def run_command(
             code = await follow(cli, process, folder)
         cli.out.record("done", exit_code=code, receipt=receipt_fields(client.receipt))
         return code
+
+
+async def _leave_to_keeper(cli: Cli, program: str, value: Any, token_budget: int | None) -> int:
+    # Under a name of its own: what this connection may have been sent already is not to be missing for `attach`.
+    async with connect_keeper(cli, find_places(cli), start=True, name="launch") as client:
+        assert client is not None
+        process = await client.launch_process(program, value, token_budget=token_budget)
+        process.detach()
+    cli.out.record("detached", process_id=process.process_id, program=process.program)
+    cli.out.result(process.process_id)
+    return OK
 
 
 async def _detached(cli: Cli, client: PieClient, process: Process) -> int:
@@ -74,20 +93,34 @@ async def _detached(cli: Cli, client: PieClient, process: Process) -> int:
 @click.option(
     "--files", "folder", metavar="DIR", type=click.Path(file_okay=False), help="Save received files here."
 )
+@click.option("--again", is_flag=True, help="From the beginning, not from where the last 'attach' stopped.")
 @asynchronous
-async def attach(cli: Cli, *, process_id: str, folder: str | None) -> int:
+async def attach(cli: Cli, *, process_id: str, folder: str | None, again: bool) -> int:
     """Follow the process PROCESS_ID, or the only one whose id begins so, to its end.
 
-    Ctrl-C leaves the process to itself on engines of generation 0.4; those of 0.5 end it with the connection, and
-    give it to nobody while the connection that launched it lasts.
+    A process of a keeper's is followed from where the last 'attach' stopped, also after its end, and goes on after a
+    Ctrl-C. Others: Ctrl-C leaves them to themselves on engines of generation 0.4; those of 0.5 end a process with the
+    connection, and give it to nobody while the connection that launched it lasts.
     """
+    async with keeper_of(cli, process_id) as kept:
+        if kept is not None:
+            client, row = kept
+            if again:
+                from pie_anyio.keeper import rewind
+
+                await rewind(client, row.id)
+            return await _attach(cli, client, row.id, folder)
     async with cli.connect() as client:
-        process = await client.attach_process(await resolve_id(client, process_id))
-        process.detach()
-        cli.out.record("attached", process_id=process.process_id)
-        code = await follow(cli, process, folder)
-        cli.out.record("done", exit_code=code)
-        return code
+        return await _attach(cli, client, await resolve_id(client, process_id), folder)
+
+
+async def _attach(cli: Cli, client: PieClient, process_id: str, folder: str | None) -> int:
+    process = await client.attach_process(process_id)
+    process.detach()
+    cli.out.record("attached", process_id=process.process_id)
+    code = await follow(cli, process, folder)
+    cli.out.record("done", exit_code=code)
+    return code
 
 
 async def follow(cli: Cli, process: Process, folder: str | None) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import attrs
 import click
 
-from pie_anyio import KeyFileError, PieClient
+from pie_anyio import KeyFileError, PieClient, Reconnect
 
 from ._errors import UserError
 from ._output import Output
@@ -52,7 +52,7 @@ class Settings:
         """Make the streams to print on."""
         return Output(json=self.json, quiet=self.quiet)
 
-    def client(self) -> PieClient:
+    def client(self, *, reconnect: Reconnect | None = None) -> PieClient:
         """Make the client, not entered yet.
 
         Raises:
@@ -74,7 +74,14 @@ class Settings:
             token=token,
             require_tls=self.require_tls,
             connect_timeout=self.connect_timeout,
+            reconnect=reconnect,
         )
+
+    def environment(self) -> dict[str, str]:
+        """Give the variables that have another command use the same engine and login: arguments, everybody can read."""
+        fields = attrs.asdict(self, filter=lambda field, value: value and field.name not in ("json", "quiet"))
+        texts = {name: "1" if value is True else str(value) for name, value in fields.items()}
+        return {f"PIE_{name.upper()}": text for name, text in texts.items()}
 
     def _token(self) -> str | None:
         if self.token_file is not None:

@@ -4,6 +4,7 @@
 from .clients import KeptProcess as KeptProcess
 from .clients import kept_processes as kept_processes
 from .clients import rewind as rewind
+from .clients import stop_keeper as stop_keeper
 from .limits import KeeperLimits as KeeperLimits
 from .secure import KeeperError as KeeperError
 from .secure import KeeperRunning as KeeperRunning
@@ -17,6 +18,7 @@ __all__ = [
     "KeptProcess",
     "kept_processes",
     "rewind",
+    "stop_keeper",
 ]
 
 

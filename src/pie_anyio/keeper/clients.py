@@ -11,7 +11,7 @@ import attrs
 from .._exceptions import EngineError, RemoteProtocolError
 from .._pie_client import PieClient
 from ._wire import messages
-from .requests import KEPT_PROCESSES, PONG, REWIND
+from .requests import KEPT_PROCESSES, PONG, REWIND, STOP
 
 
 @attrs.frozen(kw_only=True)
@@ -77,6 +77,22 @@ async def rewind(client: PieClient, process_id: str, place: int = 0) -> None:
     Cancellation: it may have happened.
     """
     await _ask(client, REWIND, json.dumps({"process_id": process_id, "place": place}))
+
+
+async def stop_keeper(client: PieClient) -> dict[str, Any]:
+    """Stop a keeper; what runs is left to the engine, which ends it on 0.5. Gives how things were.
+
+    Args:
+        client: one that is connected to a keeper.
+
+    Raises:
+        EngineError: it is connected to something else.
+        ConnectionLost: the connection went away.
+
+    Cancellation: it may have happened.
+    """
+    facts: dict[str, Any] = json.loads(await _ask(client, STOP, ""))
+    return facts
 
 
 async def _ask(client: PieClient, subject: str, record: str) -> str:

@@ -13,6 +13,7 @@ from anyio import (
     CancelScope,
     ClosedResourceError,
     EndOfStream,
+    Event,
     Semaphore,
     aclose_forcefully,
     create_task_group,
@@ -36,7 +37,6 @@ _LOST: Final = (BrokenResourceError, ClosedResourceError, OSError)
 _READ_BYTES: Final = 65536
 _WRITE_BYTES: Final = 262_144
 _WINDOW: Final = 16  # batches that may be under way without a pong
-_GOODBYE_SECONDS: Final = 0.5
 
 
 class Mark(NamedTuple):
@@ -75,14 +75,15 @@ class Session:
         self._wake = Wake()
         self._marks: deque[Mark] = deque()
         self._batches = 0
-        self._scope = CancelScope()
+        self._scope = CancelScope(shield=True)  # the keeper always ends it: see Keeper._dismiss
+        self._gone = Event()
 
     # --- the tasks -------------------------------------------------------------------------------------------------
 
     async def serve(self, stream: ByteStream) -> None:
         """Serve the client until either side ends it; then close the stream.
 
-        Cancellation: the client is told, which is bounded, and hung up on.
+        Cancellation: has no effect; `leave` and `drop` end it.
         """
         try:
             with self._scope:
@@ -92,18 +93,22 @@ class Session:
                     tasks.cancel_scope.cancel()
         finally:
             self.uploads.clear()
-            await self._say_goodbye(stream)
+            self._gone.set()
+            await aclose_forcefully(stream)
 
-    async def _say_goodbye(self, stream: ByteStream) -> None:
-        """Tell a client that is still there why it is hung up on."""
+    def leave(self) -> None:
+        """Send what is queued, say goodbye, and hang up; a client that does not read can hold this up."""
         if self.protocol.is_open:
             self.protocol.close(1001, "the keeper is stopping")
-            with move_on_after(_GOODBYE_SECONDS, shield=True):
-                try:
-                    await stream.send(self.protocol.data_to_send(_WRITE_BYTES))
-                except _LOST:
-                    pass
-        await aclose_forcefully(stream)
+        self._finishing = True
+        self._wake.set()
+
+    async def gone(self) -> None:
+        """Wait until the client has been hung up on.
+
+        Cancellation: harmless.
+        """
+        await self._gone.wait()
 
     async def _read(self, stream: ByteStream) -> None:
         while True:

@@ -32,6 +32,7 @@ _Later: TypeAlias = "Callable[[Session, Any], Awaitable[Answer]]"
 KEPT_PROCESSES: Final = "kept_processes"
 REWIND: Final = "kept_rewind"
 KEEPER: Final = "keeper"
+STOP: Final = "keeper_stop"
 PONG: Final = "Pong from a pie-anyio keeper"
 _LISTED: Final = 1000  # rows of one answer
 _SHOWN_CHARS: Final = 200  # of an input in a list of what is kept
@@ -216,6 +217,9 @@ async def _query(session: Session, request: messages.Query) -> Answer:
         case "kept_rewind":
             return _rewind(session, request.record)
         case "keeper":
+            return True, json.dumps(session.keeper.describe())
+        case "keeper_stop":
+            session.keeper.stop()  # from the next turn of the loop on: this answer is sent still
             return True, json.dumps(session.keeper.describe())
         case subject if subject != "model_status" and session.protocol.generation is Generation.V04:
             # An engine of 0.4 would never answer.

@@ -9,10 +9,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from anyio import (
     TASK_STATUS_IGNORED,
-    CancelScope,
     Event,
     aclose_forcefully,
     create_task_group,
@@ -36,6 +36,7 @@ from .upstream import Connect, Upstream
 logger: Final = logging.getLogger("pie_anyio.keeper")
 
 _PURGE_SECONDS: Final = 600.0
+_GOODBYE_SECONDS: Final = 0.5
 
 PeerUser = Callable[[ByteStream], "int | None"]
 
@@ -86,7 +87,7 @@ class Keeper:
         self._store: Store | None = None
         self._upstream: Upstream | None = None
         self._tasks: TaskGroup | None = None
-        self._scope = CancelScope()
+        self._stopping = False
         self._dirty = Wake()
         self._busy = Event()
         self._rested = True
@@ -103,7 +104,7 @@ class Keeper:
         if self.socket is None:
             msg = "this keeper has no socket"
             raise KeeperError(msg)
-        return f"ws+unix://{self.socket}"
+        return socket_url(self.socket)
 
     @property
     def store(self) -> Store:
@@ -131,10 +132,15 @@ class Keeper:
 
     # --- life ------------------------------------------------------------------------------------------------------
 
-    async def serve(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+    async def serve(
+        self,
+        *,
+        started: Callable[[], None] | None = None,
+        task_status: TaskStatus[None] = TASK_STATUS_IGNORED,
+    ) -> None:
         """Serve until it is idle for long enough, or stopped.
 
-        ``task_status`` is for ``TaskGroup.start``, which then returns when clients can connect.
+        ``started`` is called when clients can connect, which is also when ``TaskGroup.start`` returns.
 
         Raises:
             KeeperRunning: another keeper has the socket or the store.
@@ -146,7 +152,7 @@ class Keeper:
         """
         with ExitStack() as stack:
             self._open(stack)
-            with raise_single(_several_failures), self._scope:
+            with raise_single(_several_failures):
                 async with create_task_group() as tasks:
                     self._tasks = tasks
                     tasks.start_soon(self._commit)
@@ -154,13 +160,32 @@ class Keeper:
                     problem = await self.upstream.tried.wait()
                     if problem is not None and not self.store.records:
                         raise problem
-                    await self._listen(tasks, task_status)
-                    await self._wait_until_idle()
+                    await self._listen(tasks)
+                    task_status.started()
+                    if started is not None:
+                        started()
+                    try:
+                        await self._wait_until_idle()
+                    finally:
+                        await self._dismiss()
                     tasks.cancel_scope.cancel()
 
     def stop(self) -> None:
         """Have ``serve`` return."""
-        self._scope.cancel()
+        self._stopping = True
+        self._busy.set()
+
+    async def _dismiss(self) -> None:
+        """Let go of every client, which is bounded, and cannot be cancelled: they are out of reach otherwise."""
+        self._stopping = True
+        sessions = list(self.sessions)
+        with move_on_after(_GOODBYE_SECONDS, shield=True):
+            for session in sessions:
+                session.leave()
+            for session in sessions:
+                await session.gone()
+        for session in sessions:
+            session.drop()
 
     def _open(self, stack: ExitStack) -> None:
         """Take the locks and open the store."""
@@ -173,7 +198,7 @@ class Keeper:
             logger.warning("what was stored cannot be read; it was renamed to %s", self._store.set_aside)
         self._upstream = Upstream(self._connect, self._store, self.changed)
 
-    async def _listen(self, tasks: TaskGroup, task_status: TaskStatus[None]) -> None:
+    async def _listen(self, tasks: TaskGroup) -> None:
         listener = self._listener
         if listener is None:
             assert self.socket is not None
@@ -181,7 +206,6 @@ class Keeper:
             free_socket_path(self.socket)
             listener = await create_unix_listener(self.socket, mode=0o600)
         tasks.start_soon(self._accept, listener, tasks)
-        task_status.started()
 
     async def _accept(self, listener: Listener[Any], tasks: TaskGroup) -> None:
         try:
@@ -194,8 +218,9 @@ class Keeper:
 
     async def _serve_client(self, stream: ByteStream) -> None:
         user = self._peer_user(stream) if self._listener is None else os.geteuid()
-        if user != os.geteuid() or len(self.sessions) >= 2 * self.limits.sessions:
+        if user != os.geteuid():
             logger.warning("a connection was refused; it came from user %s", user)
+        if user != os.geteuid() or self._stopping or len(self.sessions) >= 2 * self.limits.sessions:
             await aclose_forcefully(stream)
             return
         session = self._make_session()
@@ -234,7 +259,7 @@ class Keeper:
         self._busy.set()
 
     async def _wait_until_idle(self) -> None:
-        while True:
+        while not self._stopping:
             self._busy = Event()
             idle = self._idle if self._resting else None
             with move_on_after(idle) as scope:
@@ -266,6 +291,11 @@ class Keeper:
             if self._resting != self._rested:
                 self._rested = self._resting
                 self._note_rest()
+
+
+def socket_url(path: Path) -> str:
+    """Give the URL of a keeper's socket."""
+    return f"ws+unix://{quote(str(path))}"
 
 
 def _several_failures(group: BaseExceptionGroup[BaseException]) -> Exception:
