@@ -163,6 +163,56 @@ async def test_refused_launches() -> None:
         assert engine.started_total == 2
 
 
+async def test_a_saturated_engine() -> None:
+    """Of 0.5 refuses everything but looking and ending; what has no answer is dropped, with a text."""
+    text = "admission rejected: cluster saturated: no healthy worker has KV/seq headroom"
+    async with running() as (engine, peer):
+        process_id = await peer.launch("talk")
+        await peer.event(process_id, "message")
+        engine.faults.saturated = True
+        assert await peer.ask("ping") == (False, text)
+        assert await peer.ask("launch_process", inferlet="talk", input="", capture_outputs=True) == (
+            False,
+            text,
+        )
+        await peer.say("signal_process", process_id=process_id, message="hello")
+        assert json.loads(await peer.text()) == {"type": "error", "message": text}
+        await peer.transfer(process_id, b"content")
+        assert json.loads(await peer.text())["message"] == text
+        ok, listed = await peer.ask("list_processes")
+        assert ok
+        assert process_id in listed
+        assert (await peer.ask("terminate_process", process_id=process_id))[0]
+        assert await peer.event(process_id, "error") == ("error", "Signal")
+        engine.faults.saturated = False
+        assert await peer.ask("ping") == (True, "Pong")
+        assert engine.files_lost == 0
+
+
+async def test_a_saturated_engine_ends_new_connections() -> None:
+    """Behind the refusal of their first request, and without a close frame."""
+    async with running() as (engine, _peer):
+        engine.faults.saturated = True
+        async with RawPeer(await engine.connectable.connect()) as other:
+            await other.open()
+            ok, text = await other.ask("auth_identify", username="x")
+            assert not ok
+            assert text.startswith("admission rejected")
+            assert await other.end() == []
+        async with RawPeer(await engine.connectable.connect()) as other:
+            await other.open()
+            assert (await other.ask("list_processes"))[0]
+            assert not (await other.ask("ping"))[0]
+            assert not (await other.ask("ping"))[0]
+
+
+async def test_no_saturation_on_04() -> None:
+    """It lets launches wait, and refuses nothing."""
+    async with running("v04") as (engine, peer):
+        engine.faults.saturated = True
+        assert await peer.ask("ping") == (True, "Pong")
+
+
 # --------------------------------------------------------------------------------------------------------- connection
 
 

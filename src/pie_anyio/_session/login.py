@@ -13,9 +13,10 @@ from anyio import move_on_after
 from .._exceptions import AuthenticationError, InsecureTransportWarning, UnsupportedByEngine
 from .._keys import Signer
 from .._protocol.auth import read_challenge, write_signature
-from .._protocol.messages import AuthByToken, AuthIdentify, AuthProve
+from .._protocol.messages import BUSY, AuthByToken, AuthIdentify, AuthProve
 from .._transport.endpoint import Endpoint
 from .._types import CAPABILITIES, Generation
+from .refusals import engine_error
 from .session import Session
 
 _PROBE_SECONDS = 2.0
@@ -52,6 +53,8 @@ async def _login_with_key(session: Session, username: str, signers: Sequence[Sig
         if session.is_logged_in_now():
             session.username = username
             return
+        if not ok and result.startswith(BUSY):
+            raise engine_error("auth_identify", result)
         if not ok:
             msg = f"{name} refused user {username!r}: {result}"
             raise AuthenticationError(msg, url=name)

@@ -22,7 +22,7 @@ from .._flow.pausing import Intake, make_buffer
 from .._flow.scopes import cleanup_until, raise_single
 from .._flow.slots import Rejected, ReplySlot
 from .._flow.suspension import SuspensionWatch
-from .._protocol.messages import AttachProcess, AuthIdentify, LaunchProcess, McpRequest, Request
+from .._protocol.messages import BUSY, AttachProcess, AuthIdentify, LaunchProcess, McpRequest, Request
 from .._protocol.state import ConnectionState
 from .._transport.stream import open_transport
 from .._types import CAPABILITIES, Capabilities, CorrelationId, Generation
@@ -30,6 +30,7 @@ from .opening import finish_handshake, make_link
 from .options import SessionOptions
 from .pumps import Link, keep_alive, read, write
 from .reconcile import Reconciler
+from .refusals import engine_error
 from .registry import Ending, EndKind, Registry, Run
 from .router import Router, logger
 from .supervisor import Supervisor
@@ -65,7 +66,7 @@ class Session(AsyncContextManagerMixin):
         self._helpers: set[CancelScope] = set()
         self._leaving = False
         self._reconciler = Reconciler(self)
-        self.connections = 0
+        self.connections: int = 0
         """How many connections there were, the present one included: its generation."""
         self.relogin: Callable[[], Awaitable[None]] | None = None
         """Logs in as the caller did last, on another connection."""
@@ -274,6 +275,7 @@ class Session(AsyncContextManagerMixin):
 
         Raises:
             AuthenticationError: the engine wants credentials.
+            EngineBusy: it has no capacity even for that (0.5), and ends the connection.
             ConnectionLost: there is no connection any more.
         """
         if self._supervisor is not None:
@@ -290,6 +292,8 @@ class Session(AsyncContextManagerMixin):
             if self.is_logged_in_now():
                 self.username = username
                 self._had_login = True
+            elif result.startswith(BUSY):
+                raise engine_error("auth_identify", result)
             else:
                 detail = "it wants a signature" if ok else result
                 msg = (

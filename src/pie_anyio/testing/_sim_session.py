@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .faults import Faults
 
 _ABORTED: Final = "stream aborted"
+_NEVER_REFUSED: Final = frozenset(["list_processes", "terminate_process"])
+"""What a gateway answers by itself, without a worker (0.5)."""
 
 
 class Reply(NamedTuple):
@@ -92,6 +94,8 @@ class Session:
         """Drop the connection as soon as everything queued has been sent."""
         self.ended: bool = False
         self._spoken = False
+        self._served = False
+        """A request has been acted on or refused."""
         self._streams = 0
         self._blocked = 0
         self._mailbox: deque[Callable[[], None]] = deque()
@@ -171,11 +175,23 @@ class Session:
         if self.ended or not self.protocol.admits(request) or request.type in self.faults.ignored:
             return
         reply = Reply(request, -1 if corr_id is None else corr_id, self._next_stream())
+        first, self._served = not self._served, True
         scripted = self.faults.answers.get(request.type)
         if scripted is not None:
             self.respond(reply, *scripted)
+        elif self.profile.v05 and self.faults.saturated and request.type not in _NEVER_REFUSED:
+            self._refuse(reply, first)
         else:
             HANDLERS[type(request)](self, request, reply)
+
+    def _refuse(self, reply: Reply, first: bool) -> None:
+        """Have no capacity for a request; a gateway that has none for the first sees no use in the connection."""
+        if reply.request.answered:
+            self.respond(reply, False, self.faults.refusal, ends_turn=False)
+        else:
+            self._send_error(self.faults.refusal, reply.stream)
+        self.finishing = self.finishing or first
+        self.wake.set()
 
     def _receive_text(self, text: str) -> None:
         if not self.profile.v05:

@@ -113,6 +113,12 @@ class Faults:
     """Launches above so many live processes are refused for want of capacity."""
     refusal: str = SATURATED
     """What a refused launch is answered with."""
+    saturated: bool = False
+    """0.5 only: everything but ``list_processes`` and ``terminate_process`` is refused for want of capacity.
+
+    What has no answer, a signal or a part of a file, is dropped with a text frame that does not say what it is about.
+    A connection whose first request is refused is ended, without a close frame. Observed on engine 0.5.2.
+    """
 
     # --- the connection
     stall_handshakes: bool = False
