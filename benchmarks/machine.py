@@ -31,7 +31,7 @@ def commit(root: Path) -> str:
     try:
         name = _git(root, "rev-parse", "--short=12", "HEAD")
         changed = _git(
-            root, "status", "--porcelain", "--", "src", "benchmarks/drivers", "benchmarks/load_engine.py"
+            root, "status", "--porcelain", "--", "src", "benchmarks/drivers", "benchmarks/load_*.py"
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
