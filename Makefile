@@ -20,10 +20,12 @@ PYTEST_ARGS  ?=
 COVERAGE_MIN ?= 99
 TYPED_MIN    ?= 1
 BENCH_ARGS   ?=
+FUZZ_SECONDS ?= 60
+SECONDS      ?= 300
 DEMO_ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types docs wheel-test bench clean
+.PHONY: help demo test lint format types docs wheel-test bench fuzz soak clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -124,6 +126,17 @@ wheel-test: $(STAMPS)/venv ## build the wheel and test it where the sources cann
 
 bench: $(STAMPS)/package $(STAMPS)/group-bench ## run the benchmarks
 	@$(PY) -m benchmarks $(BENCH_ARGS)
+
+# Each check in turn, with new cases until its time is over; then led by coverage, where atheris has a wheel.
+fuzz: $(STAMPS)/group-test ## throw damaged conversations at the protocol cores (FUZZ_SECONDS=60 for each check)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest -q -o faulthandler_timeout=0 tests/fuzz
+	@$(PIP) install --group fuzz 2>/dev/null || true
+	@if $(PY) -c 'import atheris' 2>/dev/null; then for target in client engine; do \
+		$(PY) -m tests.fuzz.guided $$target $(FUZZ_SECONDS) || exit 1; done; \
+	else echo "==> atheris has no wheel for this Python; that part is left out"; fi
+
+soak: $(STAMPS)/package ## hold a mixed load on both loops (SECONDS=300 for each) and see that memory, files and tasks stay flat
+	@$(PY) -m benchmarks.soak --seconds $(SECONDS)
 
 clean: ## remove everything that was built or installed here
 	@rm -rf $(VENV) $(STAMPS) .cache build dist docs/_build .coverage .coverage.* htmlcov \
