@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from pie_anyio import (
@@ -349,19 +350,48 @@ async def test_a_file_that_cannot_be_read_any_more(
     path = tmp_path / "file.bin"
     path.write_bytes(bytes(600_000))
 
-    def fail(file: Any) -> list[bytes]:
+    def fail(file: Any) -> bytes:
         raise OSError(5, "Input/output error")
 
     with anyio.fail_after(5):
         async with client.launch_process("take@0.1.0") as process:
             await process.recv()
             with monkeypatch.context() as patch:
-                patch.setattr(uploads, "_read_ahead", fail)
+                patch.setattr(uploads, "_read", fail)
                 with pytest.raises(
                     TransferError, match=r"file\.bin can no longer be read: Input/output error"
                 ):
                     await process.transfer_file(path)
             await client.ping()
+
+
+@pytest.mark.parametrize("source", ["bytes", "file"])
+async def test_a_connection_that_goes_between_two_chunks(
+    client: PieClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """While nothing is being sent: the error is the same as in the middle of it."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(bytes(600_000))
+    read = uploads.ChunkReader.read
+    seen: list[int] = []
+
+    async def cut(self: uploads.ChunkReader) -> bytes:
+        seen.append(0)
+        if len(seen) == 2:
+            link = client.session.link
+            await link.transport.aclose()
+            while not link.router.ended.done:
+                await anyio.lowlevel.checkpoint()
+        return await read(self)
+
+    monkeypatch.setattr(uploads.ChunkReader, "read", cut)
+    with anyio.fail_after(5):
+        process = await client.launch_process("take@0.1.0")
+        await process.recv()
+        with pytest.raises(ConnectionLost) as caught:
+            await process.transfer_file(path if source == "file" else bytes(600_000))
+        assert caught.value.issued
+    assert len(seen) == 2
 
 
 async def test_requests_wait_while_the_engine_does_not_read(engine: SimulatedEngine) -> None:

@@ -32,6 +32,12 @@ Payload: TypeAlias = bytes | bytearray | memoryview
 
 _NO_DATA: Final = b"\xc4\x00"
 
+NESTED_BYTES: Final = 64 * 1024
+"""Longest message of an engine that may have values within values."""
+_MAX_ENTRIES: Final = 64
+_NESTED: Final = frozenset([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
+"""First bytes of maps and arrays."""
+
 _packer: Final = msgpack.Packer(use_bin_type=True, autoreset=True)
 
 
@@ -49,10 +55,14 @@ def encode_request(request: Request, corr_id: int | None) -> bytes:
     Raises:
         InvalidRequest: a field cannot be expressed in MessagePack (lone surrogates, integers beyond 64 bits).
     """
+    return _encode(request, corr_id, request.fields())
+
+
+def _encode(request: Request, corr_id: int | None, fields: dict[str, object]) -> bytes:
     message: Fields = {"type": request.type}
     if corr_id is not None:
         message["corr_id"] = corr_id
-    message.update(request.fields())
+    message.update(fields)
     try:
         return _packer.pack(message)
     except (UnicodeEncodeError, OverflowError, TypeError, ValueError) as exc:
@@ -80,12 +90,14 @@ def encode_chunk(chunk: AddProgram | TransferFile, corr_id: int | None) -> Encod
     """
     # The data is the last field of both, and binary: what differs is the header that says how long it is.
     size = len(chunk.chunk_data)
-    head = encode_request(attrs.evolve(chunk, chunk_data=b""), corr_id)[: -len(_NO_DATA)]
     if size < 0x100:
-        return EncodedChunk(head + struct.pack(">BB", 0xC4, size), chunk.chunk_data)
-    if size < 0x10000:
-        return EncodedChunk(head + struct.pack(">BH", 0xC5, size), chunk.chunk_data)
-    return EncodedChunk(head + struct.pack(">BI", 0xC6, size), chunk.chunk_data)
+        announced = struct.pack(">BB", 0xC4, size)
+    elif size < 0x10000:
+        announced = struct.pack(">BH", 0xC5, size)
+    else:
+        announced = struct.pack(">BI", 0xC6, size)
+    head = _encode(chunk, corr_id, {**chunk.fields(), "chunk_data": b""})
+    return EncodedChunk(head[: -len(_NO_DATA)] + announced, chunk.chunk_data)
 
 
 def encode_message(
@@ -97,6 +109,39 @@ def encode_message(
         if field.name != "name" or named_files:
             fields[field.name] = getattr(message, field.name)
     return _packer.pack(fields)
+
+
+def decode_engine_fields(payload: Payload) -> Fields:
+    """Decode what an engine sent; see :func:`decode_fields`.
+
+    Engines send maps of a few plain values, and files are the only long ones. Lists within lists take sixty times
+    their bytes in memory, so a long message that has any is not decoded at all.
+
+    Raises:
+        DecodeError: as there, or that.
+    """
+    if len(payload) > NESTED_BYTES and not _is_plain(payload):
+        msg = f"a message of {len(payload)} bytes that is not a map of plain values"
+        raise DecodeError(msg)
+    return decode_fields(payload)
+
+
+def _is_plain(payload: Payload) -> bool:
+    """Tell whether a payload is a map of few values, none of which holds others, without making any of them."""
+    unpacker = msgpack.Unpacker(max_buffer_size=len(payload))
+    unpacker.feed(payload)
+    try:
+        entries = unpacker.read_map_header()
+    except (ValueError, msgpack.UnpackException):
+        return False
+    try:
+        for _ in range(2 * entries):
+            if payload[unpacker.tell()] in _NESTED:
+                return False
+            unpacker.skip()
+    except (ValueError, IndexError, msgpack.UnpackException):
+        pass  # it is cut short or damaged: decoding says how, and makes no more of it than was looked at
+    return entries <= _MAX_ENTRIES
 
 
 def decode_fields(payload: Payload) -> Fields:

@@ -11,25 +11,27 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import IO, Final, Self, TypeAlias
+from typing import IO, Final, Self, TypeAlias, cast
 
 import anyio
 import attrs
 import blake3
 from anyio import to_thread
+from anyio.lowlevel import checkpoint
 
 from .._exceptions import ConnectionLost, InvalidRequest, TransferError
 from .._flow.slots import ReplySlot
 from .._protocol.messages import CHUNK_BYTES, AddProgram, TransferFile
 from .._protocol.outbox import Lane
-from .._protocol.transfer import count_chunks
+from .._protocol.transfer import count_chunks, keep_freed_memory
+from .pumps import Link
 from .refusals import engine_error
 from .session import Session
 
 ContentLike: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str]
 _INLINE_HASH: Final = 1 << 20  # below, hashing takes less than handing it to a thread
 _HASH_STEP: Final = 1 << 20
-_READ_AHEAD: Final = 4  # chunks of a file that are read at a time
+_BLOCK: Final = 4 * CHUNK_BYTES  # what is read of a file at a time
 
 
 @attrs.frozen
@@ -81,15 +83,17 @@ def _hash_file(path: Path) -> tuple[int, str]:
 
 
 class ChunkReader:
-    """Reads content chunk by chunk; a file several chunks at a time, since each visit to a thread costs."""
+    """Gives content chunk by chunk; a file is read several chunks at a time, since each visit to a thread costs."""
 
     def __init__(self, content: Content) -> None:
         self._content = content
         self._file: anyio.AsyncFile[bytes] | None = None
-        self._ahead: list[bytes] = []  # chunks of the file that are due, the next one last
+        self._block = memoryview(b"" if isinstance(content.source, Path) else content.source)
         self._position = 0
 
     async def __aenter__(self) -> Self:
+        if self._content.chunks > 1:
+            keep_freed_memory()
         if isinstance(self._content.source, Path):
             try:
                 self._file = await anyio.open_file(self._content.source, "rb")
@@ -108,25 +112,26 @@ class ChunkReader:
         )
 
     async def read(self) -> bytes:
-        """Give the next chunk; empty at the end."""
-        if self._file is not None:
-            if not self._ahead:
-                try:
-                    self._ahead = await to_thread.run_sync(_read_ahead, self._file.wrapped)
-                except OSError as exc:
-                    raise self._unreadable(exc) from exc
-            return self._ahead.pop() if self._ahead else b""
-        assert isinstance(self._content.source, bytes)
-        piece = self._content.source[self._position : self._position + CHUNK_BYTES]
+        """Give the next chunk, as a view where that saves copying it; empty at the end."""
+        if self._position % _BLOCK == 0:
+            if self._file is None:
+                await checkpoint()  # nothing else here waits while there is room for more
+            else:
+                await self._read_block(self._file)
+        piece = self._block[self._position : self._position + CHUNK_BYTES]
         self._position += len(piece)
-        return piece
+        return cast("bytes", piece)
+
+    async def _read_block(self, file: anyio.AsyncFile[bytes]) -> None:
+        try:
+            self._block = memoryview(await to_thread.run_sync(_read, file.wrapped))
+        except OSError as exc:
+            raise self._unreadable(exc) from exc
+        self._position = 0
 
 
-def _read_ahead(file: IO[bytes]) -> list[bytes]:
-    chunks: list[bytes] = []
-    while len(chunks) < _READ_AHEAD and (chunk := file.read(CHUNK_BYTES)):
-        chunks.append(chunk)
-    return chunks[::-1]
+def _read(file: IO[bytes]) -> bytes:
+    return file.read(_BLOCK)
 
 
 @asynccontextmanager
@@ -174,13 +179,13 @@ async def _upload_once(session: Session, content: Content, manifest: str, force:
             for index in range(content.chunks):
                 data = await reader.read()
                 _check_length(content, index, data)
+                with suppress(ConnectionLost):
+                    # The slot's own error knows better whether any of it has left this machine.
+                    await _wait_for_room(link)
                 chunk = AddProgram(content.digest, manifest, force, index, content.chunks, data)
                 if not link.protocol.upload_chunk(corr_id, chunk):
                     break
                 link.flush()
-                with suppress(ConnectionLost):
-                    # The slot's own error knows better whether any of it has left this machine.
-                    await link.bulk.wait_below()
         return await slot.wait()
     finally:
         if not slot.done:
@@ -206,17 +211,29 @@ async def transfer(session: Session, process_id: str, content: Content) -> None:
                 for index in range(content.chunks):
                     data = await reader.read()
                     _check_length(content, index, data)
+                    await _wait_for_room(link)
                     chunk = TransferFile(process_id, content.digest, index, content.chunks, data)
                     link.protocol.notify(chunk, lane=Lane.BULK)
                     sent += 1
                     link.flush()
-                    await link.bulk.wait_below()
+                # Who sends many small files waits for room as well.
+                await _wait_for_room(link)
         finally:
             if 0 < sent < content.chunks and link.protocol.is_open:
                 # A chunk out of order makes the engine forget the file; otherwise it would spoil the next one.
                 wrong = TransferFile(process_id, content.digest, content.chunks, content.chunks, b"")
                 link.protocol.notify(wrong, lane=Lane.BULK)
                 link.flush()
+
+
+async def _wait_for_room(link: Link) -> None:
+    """Wait until another chunk may be queued.
+
+    Raises:
+        ConnectionLost: the connection went away, now or before.
+    """
+    if link.bulk.is_shut or not link.protocol.is_open:
+        await link.bulk.wait_below()
 
 
 def _check_length(content: Content, index: int, data: bytes) -> None:
