@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import sys
 
-import atheris  # type: ignore[import-not-found,unused-ignore]
+import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 with atheris.instrument_imports(include=["pie_anyio._protocol"]):
     from tests.fuzz import test_fuzz as fuzz
 
 from hypothesis import given
+from tests.fuzz.conversations import FROM_CLIENT, FROM_ENGINE, conversations
 
 TARGETS = {
-    "client": lambda: given(
-        generation=fuzz.GENERATIONS, data=fuzz.conversations(fuzz.FROM_ENGINE), cuts=fuzz.CUTS
-    )(fuzz.check_client),
+    "client": lambda: given(generation=fuzz.GENERATIONS, data=conversations(FROM_ENGINE), cuts=fuzz.CUTS)(
+        fuzz.check_client
+    ),
     "engine": lambda: given(
         which=fuzz.WHICH,
         generation=fuzz.GENERATIONS,
-        data=fuzz.conversations(fuzz.FROM_CLIENT).map(lambda data: fuzz.HANDSHAKE + data),
+        data=conversations(FROM_CLIENT).map(lambda data: fuzz.HANDSHAKE + data),
         cuts=fuzz.CUTS,
     )(fuzz.check_engine),
 }
