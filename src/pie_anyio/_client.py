@@ -213,6 +213,7 @@ class ProcessClient(AsyncContextManagerMixin):
         """
         _check_text("authenticate", username=username)
         signers = [] if private_key is None else await self._load_signers(private_key)
+        await self._session.connected()
         await login_with_key(self._session, username, signers)
 
         async def again() -> None:
@@ -230,6 +231,7 @@ class ProcessClient(AsyncContextManagerMixin):
         Cancellation: the connection may be logged in or not; call again.
         """
         _check_text("auth_by_token", token=token)
+        await self._session.connected()
         await login_with_token(self._session, token)
 
         async def again() -> None:  # and not a partial, whose repr shows the token

@@ -278,10 +278,18 @@ class Session(AsyncContextManagerMixin):
             EngineBusy: it has no capacity even for that (0.5), and ends the connection.
             ConnectionLost: there is no connection any more.
         """
-        if self._supervisor is not None:
-            await self._supervisor.connected()
+        await self.connected()
         if not self.is_logged_in:
             await self._log_in_by_default()
+
+    async def connected(self) -> None:
+        """Wait for a connection that is being restored; whether anybody has logged in does not matter.
+
+        Raises:
+            ConnectionLost: it was given up.
+        """
+        if self._supervisor is not None:
+            await self._supervisor.connected()
 
     async def _log_in_by_default(self) -> None:
         async with self.login_turn:
