@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.protocol.frames import Bench, frame
+from tests.protocol.frames import Bench, accept, counting, frame, pieces
 
 from pie_anyio import ConnectionLost, Generation
 from pie_anyio._protocol import events as core
 from pie_anyio._protocol import messages as m
+from pie_anyio._protocol.connection import ClientProtocol
+from pie_anyio._protocol.engine import EngineProtocol, MessageReceived
 from pie_anyio._protocol.requests import Abandoned
 from pie_anyio._protocol.state import ConnectionState, ProcessState, RequestState
+from pie_anyio._protocol.websocket import UpgradeRequested
+from pie_anyio._types import CorrelationId
 
 KINDS = {
     "launch": m.LaunchProcess("echo@0.1.0", "{}"),
@@ -22,6 +27,7 @@ KINDS = {
     "ping": m.Ping(),
 }
 WHERE = st.integers(0, 10**6)
+CUTS = st.lists(st.integers(0, 2**16), max_size=4)
 
 
 class Connection(RuleBasedStateMachine):
@@ -246,3 +252,285 @@ class Connection(RuleBasedStateMachine):
 
 TestConnection = Connection.TestCase
 TestConnection.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+
+
+# ------------------------------------------------------------------------------- both cores, and connections in a row
+
+
+class _Twins:
+    """Two client cores that are told and asked the same; one reads its bytes whole, the other in pieces."""
+
+    def __init__(self) -> None:
+        self.whole, self.cut = (_make_client(), _make_client())
+
+    def shake_hands(self, engine: EngineProtocol) -> None:
+        """Open both, the second one by hand: a handshake has a random key in it, so each needs an answer of its own."""
+        engine.receive_data(self.whole.data_to_send())
+        assert isinstance(engine.events()[0], UpgradeRequested)
+        engine.accept(authenticated=engine.generation is Generation.V05)
+        self.whole.receive_data(engine.data_to_send())
+        self.cut.receive_data(accept(self.cut.data_to_send()))
+        assert self.whole.events() == self.cut.events() == [core.HandshakeCompleted()]
+
+    def each(self, call: Callable[[ClientProtocol], Any]) -> Any:
+        """Do the same to both, and give what both say."""
+        first, second = call(self.whole), call(self.cut)
+        assert first == second
+        return first
+
+    def feed(self, data: bytes | None, cuts: list[int]) -> list[core.CoreEvent]:
+        """Have both read the same."""
+        self.whole.receive_data(data)
+        for piece in [data] if data is None else pieces(data, cuts):
+            self.cut.receive_data(piece)
+        events = self.whole.events()
+        assert [repr(event) for event in events] == [repr(event) for event in self.cut.events()]
+        return events
+
+
+def _make_client() -> ClientProtocol:
+    return ClientProtocol(host="engine.test", target="/v1/ws", headers=[], entropy=counting())
+
+
+class Lives(RuleBasedStateMachine):
+    """A client that launches, leaves, loses its connection and comes back, on an engine that remembers its processes.
+
+    The engine is the other core, with the least of a shell: it starts what it is asked to start, ends what it is asked
+    to end, and answers in any order, late, twice or never.
+    """
+
+    @initialize(generation=st.sampled_from(Generation))
+    def begin(self, generation: Generation) -> None:
+        self.generation = generation
+        self.number = 0
+        self.running: dict[str, bool] = {}
+        """The processes that live on the engine, and whether this client is attached to them."""
+        self.started: set[str] = set()
+        """All that were ever started for a launch."""
+        self.fate: dict[str, str] = {}
+        """What the client was last told of each process: running, zombie, ended, lost."""
+        self.connect()
+
+    def connect(self) -> None:
+        """Make a new connection of new cores, log in, and attach to what goes on."""
+        self.number += 1
+        self.twins = _Twins()
+        self.engine = EngineProtocol(self.generation)
+        self.log: list[core.CoreEvent] = []
+        self.replies: list[tuple[int, bool, str]] = []
+        """Answers that are yet to come."""
+        self.sent: list[tuple[int, bool, str]] = []
+        self.open: dict[object, int] = {}
+        """Unresolved requests by owner."""
+        self.owners: dict[object, str] = {}
+        self.twins.shake_hands(self.engine)
+        self.twins.each(lambda client: client.submit(m.AuthIdentify("u"), "login"))
+        self.to_engine()
+        corr_id, _, _ = self.replies.pop()
+        v05 = self.generation is Generation.V05
+        if not v05:
+            self.engine.authenticated()
+        self.engine.respond(corr_id, True, m.ALREADY_AUTHENTICATED if v05 else m.NO_AUTH_LITERAL)
+        self.to_client([])
+        assert self.twins.whole.is_open
+        self.open.pop("login", None)
+        for process_id in sorted(self.running):
+            self.submit(m.AttachProcess(process_id), f"again-{self.number}-{process_id}")
+
+    # --- the wire
+
+    def to_engine(self) -> None:
+        """Carry what the client has to say, and have the engine act on it at once."""
+        while self.twins.whole.wants_write:
+            data = self.twins.each(lambda client: client.data_to_send())
+            self.engine.receive_data(data)
+            while events := self.engine.events():
+                for event in events:
+                    assert isinstance(event, MessageReceived)
+                    self.act(event.request, event.corr_id)
+
+    def act(self, request: m.Request, corr_id: int | None) -> None:
+        assert corr_id is not None
+        ok, result = True, ""
+        match request:
+            case m.LaunchProcess():
+                result = f"process-{len(self.started)}"
+                self.started.add(result)
+                self.running[result] = True
+            case m.AttachProcess(process_id=process_id):
+                ok, result = process_id in self.running, "Process not found"
+                if ok:
+                    self.running[process_id] = True
+            case m.TerminateProcess(process_id=process_id):
+                ok, result = process_id in self.running, "Process not found"
+                if ok:
+                    self.end(process_id, "error")
+        self.replies.append((corr_id, ok, result))
+
+    def end(self, process_id: str, kind: str) -> None:
+        if self.running.pop(process_id):
+            self.engine.send_event(process_id, kind, "Signal" if kind == "error" else "1")
+
+    def to_client(self, cuts: list[int]) -> None:
+        while self.engine.wants_write:
+            self.note(self.twins.feed(self.engine.data_to_send(), cuts))
+
+    def note(self, events: list[core.CoreEvent]) -> None:
+        for event in events:
+            match event:
+                case core.ReplyReceived() | core.RequestLost() | core.ReplyDamaged():
+                    # An owner hears of its request once; nobody hears of one that was abandoned, but when it is lost.
+                    self.open.pop(event.owner, None)
+                case core.ProcessStarted():
+                    self.open.pop(event.owner, None)
+                    # What ended before the client heard of its start is told afterwards.
+                    self.fate[event.process_id] = "zombie" if event.zombie else "running"
+                    self.owners[event.owner] = event.process_id
+                case core.ProcessEnded():
+                    self.fate[event.process_id] = "ended"
+                case core.ConnectionEnded():
+                    for process_id, fate in self.fate.items():
+                        self.fate[process_id] = "lost" if fate != "ended" else fate
+            self.log.append(event)
+
+    def submit(self, request: m.Request, owner: object) -> None:
+        self.open[owner] = self.twins.each(lambda client: client.submit(request, owner))
+
+    # --- what can happen
+
+    @rule(count=st.integers(1, 3))
+    def launch(self, count: int) -> None:
+        for _ in range(count):
+            self.submit(
+                m.LaunchProcess("echo@0.1.0", "{}"), f"{self.number}-{len(self.log)}-{len(self.open)}-{_}"
+            )
+
+    @rule(where=WHERE)
+    def attach(self, where: int) -> None:
+        """Attach to a process that the client does not hold, or that is over."""
+        held = {process_id for process_id, fate in self.fate.items() if fate in ("running", "zombie")}
+        free = sorted(self.started - held)
+        if free:
+            self.submit(
+                m.AttachProcess(free[where % len(free)]), f"attach-{self.number}-{len(self.log)}-{where}"
+            )
+
+    @rule(where=WHERE)
+    def abandon(self, where: int) -> None:
+        """In whatever state the request is, also again."""
+        if self.open:
+            owner, corr_id = sorted(self.open.items(), key=str)[where % len(self.open)]
+            outcome = self.twins.each(lambda client: client.abandon(CorrelationId(corr_id)))
+            if outcome is not Abandoned.AWAITING_REPLY:
+                self.open.pop(owner)
+
+    @rule()
+    def send(self) -> None:
+        self.to_engine()
+
+    @rule(cuts=CUTS)
+    def receive(self, cuts: list[int]) -> None:
+        self.to_client(cuts)
+
+    @precondition(lambda self: self.replies)
+    @rule(where=WHERE, cuts=CUTS, twice=st.booleans())
+    def answer(self, where: int, cuts: list[int], twice: bool) -> None:
+        """One of the answers that are due, in any order, perhaps twice."""
+        reply = self.replies.pop(where % len(self.replies))
+        self.sent.append(reply)
+        for _ in range(1 + twice):
+            self.engine.respond(*reply)
+        self.to_client(cuts)
+
+    @precondition(lambda self: self.sent)
+    @rule(where=WHERE)
+    def answer_again(self, where: int) -> None:
+        """Long after the first time."""
+        self.engine.respond(*self.sent[where % len(self.sent)])
+
+    @precondition(lambda self: self.running)
+    @rule(where=WHERE, kind=st.sampled_from(["stdout", "message", "return", "error"]))
+    def happen(self, where: int, kind: str) -> None:
+        process_id = sorted(self.running)[where % len(self.running)]
+        if kind in ("return", "error"):
+            self.end(process_id, kind)
+        elif self.running[process_id]:
+            self.engine.send_event(process_id, kind, "x")
+
+    @rule(where=WHERE)
+    def release(self, where: int) -> None:
+        live = sorted(self.twins.whole._processes.live)
+        if live:
+            process_id = live[where % len(live)]
+            self.twins.each(lambda client: client.release(process_id))
+            self.fate[process_id] = "zombie"
+
+    @rule(reset=st.booleans())
+    def drop_and_come_back(self, reset: bool) -> None:
+        """Lose the connection with all that is under way on it; 0.5 ends what was attached, 0.4 lets it go on."""
+        if reset:
+            lost = ConnectionLost("reset")
+            self.twins.each(lambda client: client.fail(lost))
+            self.note(self.twins.whole.events())
+            self.twins.cut.events()
+        else:
+            self.note(self.twins.feed(None, []))
+        for client in (self.twins.whole, self.twins.cut):
+            assert not client._requests._pending
+            assert not client._processes.live
+            assert not client._outbox
+        # Nobody waits for ever: whoever had a request under way was told of its end.
+        told = {event.owner for event in self.log if isinstance(event, core.RequestLost)}
+        assert set(self.open) <= told
+        for process_id, attached in list(self.running.items()):
+            if attached and self.generation is Generation.V05:
+                del self.running[process_id]
+            else:
+                self.running[process_id] = False
+        self.connect()
+
+    def teardown(self) -> None:
+        """Let everything arrive that is under way: then the client knows of each process, and no zombie lives."""
+        while self.twins.whole.wants_write or self.replies or self.engine.wants_write:
+            self.to_engine()
+            while self.replies:
+                self.engine.respond(*self.replies.pop(0))
+            self.to_client([])
+        assert not self.twins.whole._requests._pending
+        live = self.twins.whole._processes.live
+        for process_id, attached in self.running.items():
+            if attached:
+                assert live[process_id].state in (ProcessState.RUNNING, ProcessState.DETACHED)
+        assert set(live) <= set(self.running)
+
+    # --- what must hold
+
+    @invariant()
+    def what_was_launched_is_accounted_for(self) -> None:
+        """Ended, owned, a zombie, lost, or known to be unknown: its launch is unanswered."""
+        client = self.twins.whole
+        answered = {reply[2] for reply in self.sent}
+        for process_id in self.started:
+            fate = self.fate.get(process_id)
+            if fate in ("running", "zombie"):
+                assert process_id in client._processes.live
+            elif fate is None and process_id in answered:
+                assert self.engine.wants_write  # the answer is on its way
+        for process_id in client._processes.live:
+            assert self.fate[process_id] in ("running", "zombie")
+
+    @invariant()
+    def both_are_in_the_same_state(self) -> None:
+        assert self.twins.whole.state is self.twins.cut.state
+        assert self.twins.whole.ignored == self.twins.cut.ignored
+        assert self.twins.whole.outbound_bytes == self.twins.cut.outbound_bytes
+
+    @invariant()
+    def the_outbox_counts_its_entries(self) -> None:
+        outbox = self.twins.whole._outbox
+        sizes = [len(entry.payload) for lane in outbox._lanes for entry in lane if entry.payload is not None]
+        assert outbox.queued_bytes == sum(sizes)
+
+
+TestLives = Lives.TestCase
+TestLives.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
