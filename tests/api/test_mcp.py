@@ -25,6 +25,8 @@ from pie_anyio import (
     InvalidRequest,
     Limits,
     PieClient,
+    ProcessFailed,
+    Reconnect,
     UnsupportedByEngine,
     _mcp,
 )
@@ -605,3 +607,58 @@ async def test_a_process_that_cannot_be_killed(
     server._end("is over")
     server._end("is over again")
     assert server.ended == "is over"
+
+
+# ------------------------------------------------------------------------------------------------- another connection
+
+
+async def lose(engine: SimulatedEngine, client: PieClient) -> None:
+    link = client.session.link
+    engine.faults.drop_connections()
+    await link.router.ended.wait()
+
+
+async def test_servers_are_announced_to_the_next_connection() -> None:
+    """Programs there can call them; one that has ended meanwhile is not announced."""
+    async with running(reconnect=Reconnect(initial=0.001)) as (engine, client):
+        await register(client)
+        await register(client, name="other")
+        assert (await tool(client, "exit", server="other"))["code"] == -32000
+        await lose(engine, client)
+        assert await tool(client, "echo", 1) == 1
+        assert engine.received_counts["register_mcp_server"] == 3
+
+
+async def test_an_announcement_that_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """It costs the tool, not the connection."""
+    async with running(reconnect=Reconnect(initial=0.001)) as (engine, client):
+        await register(client)
+        engine.faults.answers["register_mcp_server"] = (False, "no more tools")
+        await lose(engine, client)
+        await client.ping()
+    assert "does not take tool server calc again: no more tools" in caplog.text
+
+
+async def test_an_answer_for_a_connection_that_is_gone_is_dropped() -> None:
+    """Its number may mean another call by now."""
+    async with (
+        running(reconnect=Reconnect(initial=0.001)) as (engine, client),
+        anyio.create_task_group() as tasks,
+    ):
+        await register(client)
+
+        async def park() -> None:
+            with pytest.raises(
+                ProcessFailed
+            ):  # the program goes on, and the engine answers its call with an error
+                await tool(client, "park")
+
+        tasks.start_soon(park)
+        while not client._tools._unanswered:
+            await checkpoint()
+        await lose(engine, client)
+        assert await tool(client, "unpark")
+        while client._tools._unanswered:
+            await checkpoint()
+        assert engine.received_counts["mcp_response"] == 1
+        tasks.cancel_scope.cancel()
