@@ -27,6 +27,7 @@ KINDS = {
     "ping": m.Ping(),
 }
 WHERE = st.integers(0, 10**6)
+LIVE = ("running", "zombie", "detached")
 CUTS = st.lists(st.integers(0, 2**16), max_size=4)
 
 
@@ -308,7 +309,8 @@ class Lives(RuleBasedStateMachine):
         self.started: set[str] = set()
         """All that were ever started for a launch."""
         self.fate: dict[str, str] = {}
-        """What the client was last told of each process: running, zombie, ended, lost."""
+        """What the client was last told of each process: running, zombie, detached, ended, lost."""
+        self.launches: set[object] = set()
         self.connect()
 
     def connect(self) -> None:
@@ -384,7 +386,8 @@ class Lives(RuleBasedStateMachine):
                 case core.ProcessStarted():
                     self.open.pop(event.owner, None)
                     # What ended before the client heard of its start is told afterwards.
-                    self.fate[event.process_id] = "zombie" if event.zombie else "running"
+                    left = "zombie" if event.owner in self.launches else "detached"
+                    self.fate[event.process_id] = left if event.zombie else "running"
                     self.owners[event.owner] = event.process_id
                 case core.ProcessEnded():
                     self.fate[event.process_id] = "ended"
@@ -395,6 +398,8 @@ class Lives(RuleBasedStateMachine):
 
     def submit(self, request: m.Request, owner: object) -> None:
         self.open[owner] = self.twins.each(lambda client: client.submit(request, owner))
+        if isinstance(request, m.LaunchProcess):
+            self.launches.add(owner)
 
     # --- what can happen
 
@@ -408,7 +413,7 @@ class Lives(RuleBasedStateMachine):
     @rule(where=WHERE)
     def attach(self, where: int) -> None:
         """Attach to a process that the client does not hold, or that is over."""
-        held = {process_id for process_id, fate in self.fate.items() if fate in ("running", "zombie")}
+        held = {process_id for process_id, fate in self.fate.items() if fate in LIVE}
         free = sorted(self.started - held)
         if free:
             self.submit(
@@ -500,7 +505,8 @@ class Lives(RuleBasedStateMachine):
         live = self.twins.whole._processes.live
         for process_id, attached in self.running.items():
             if attached:
-                assert live[process_id].state in (ProcessState.RUNNING, ProcessState.DETACHED)
+                assert self.fate[process_id] in ("running", "detached")
+                assert live[process_id].state is ProcessState[self.fate[process_id].upper()]
         assert set(live) <= set(self.running)
 
     # --- what must hold
@@ -512,12 +518,12 @@ class Lives(RuleBasedStateMachine):
         answered = {reply[2] for reply in self.sent}
         for process_id in self.started:
             fate = self.fate.get(process_id)
-            if fate in ("running", "zombie"):
+            if fate in LIVE:
                 assert process_id in client._processes.live
             elif fate is None and process_id in answered:
                 assert self.engine.wants_write  # the answer is on its way
         for process_id in client._processes.live:
-            assert self.fate[process_id] in ("running", "zombie")
+            assert self.fate[process_id] in LIVE
 
     @invariant()
     def both_are_in_the_same_state(self) -> None:
