@@ -14,9 +14,9 @@ from .._events import AnyEvent, Gap
 from .._events import Event as Kind
 from .._exceptions import OutputOverflow
 
-OverflowPolicy: TypeAlias = Literal["error", "drop_oldest"]
+OverflowPolicy: TypeAlias = Literal["error", "drop_oldest", "pause"]
 
-_OVERHEAD: Final = 120  # what an event costs in memory beside its text
+OVERHEAD: Final = 120  # what an event costs in memory beside its text
 _BURST: Final = 64  # events handed out between two checkpoints
 
 
@@ -33,6 +33,7 @@ class EventBuffer:
 
     ``put`` never blocks and never fails. Beyond the limit the policy decides: ``"error"`` drops what comes and has the
     consumer raise ``OutputOverflow`` at that place, once; ``"drop_oldest"`` drops from the front and leaves a ``Gap``.
+    (``"pause"`` is another class, ``PausingBuffer``.)
     The terminal event always fits.
     """
 
@@ -85,7 +86,7 @@ class EventBuffer:
         """Append one event, under the policy; nothing where the stream has ended."""
         if self._finished:
             return
-        size = len(event[1]) + _OVERHEAD
+        size = len(event[1]) + OVERHEAD
         items, budget = self._items, self._budget
         if (
             items is None
@@ -113,7 +114,7 @@ class EventBuffer:
         if self._finished:
             return
         if event is not None:
-            self._append(event, len(event[1]) + _OVERHEAD)
+            self._append(event, len(event[1]) + OVERHEAD)
         self._finished = True
         self._wake()
 
@@ -122,6 +123,9 @@ class EventBuffer:
         if not self._finished:
             self._error = error
             self.finish()
+
+    def stop_pausing(self) -> None:
+        """Hold nothing up from here on; this kind of buffer never does."""
 
     def discard(self) -> None:
         """Drop what is unread, and take nothing more."""
@@ -137,7 +141,7 @@ class EventBuffer:
             event = items.popleft()
             if event is not None:
                 self._burst -= 1
-                size = len(event[1]) + _OVERHEAD
+                size = len(event[1]) + OVERHEAD
                 self._bytes -= size
                 self._budget.used -= size
                 return event
@@ -193,7 +197,7 @@ class EventBuffer:
                 f"{self._budget.limit})"
             )
             raise OutputOverflow(msg, process_id=self.process_id, dropped=dropped)
-        size = len(event[1]) + _OVERHEAD
+        size = len(event[1]) + OVERHEAD
         self._bytes -= size
         self._budget.used -= size
         return event
@@ -231,12 +235,12 @@ class EventBuffer:
         if self._items is None:
             self._items = deque()
         self._items.appendleft(gap)
-        self._bytes += len(gap.value) + _OVERHEAD
-        self._budget.used += len(gap.value) + _OVERHEAD
+        self._bytes += len(gap.value) + OVERHEAD
+        self._budget.used += len(gap.value) + OVERHEAD
         return True
 
     def _forget_oldest(self, items: deque[AnyEvent | None]) -> None:
         event = cast("AnyEvent", items.popleft())  # marks of an overflow belong to the other policy
-        freed = len(event[1]) + _OVERHEAD
+        freed = len(event[1]) + OVERHEAD
         self._bytes -= freed
         self._budget.used -= freed
