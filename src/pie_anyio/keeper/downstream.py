@@ -208,7 +208,7 @@ class Session:
         first = rows[0].place if rows else record.first
         if first > before + 1:
             count = first - before - 1
-            self._send_gap(record, f"{count} event{'s' * (count > 1)} are no longer kept")
+            self._send_gap(record, f"{count} event{' is' if count == 1 else 's are'} no longer kept")
             received = attachment.place = first - 1
         for row in rows:
             self._send_row(record, row)
