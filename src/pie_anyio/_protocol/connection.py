@@ -309,21 +309,20 @@ class ClientProtocol:
     def _receive_messages(self, items: list[wire.Item]) -> None:
         wanted, append = self._processes.wanted, self._events.append
         for item in items:
-            if type(item) is bytes and (output := read_output(item, wanted)) is not None:
-                append(output)
+            if type(item) is bytes:
+                if (output := read_output(item, wanted)) is not None:
+                    append(output)
+                else:
+                    self._receive_message(item)
+            elif isinstance(item, memoryview):
+                self._receive_message(item)
             else:
-                self._receive_item(item)
-
-    def _receive_item(self, item: wire.Item) -> None:
-        if isinstance(item, (bytes, memoryview)):
-            self._receive_message(item)
-        else:
-            self._receive_control(item)
+                self._receive_control(item)
 
     def _receive_message(self, payload: bytes | memoryview) -> None:
         """Decode a message, one that is damaged as far as it goes."""
         try:
-            fields = codec.decode_fields(payload)
+            fields = codec.decode_engine_fields(payload)
             kind = fields.get("type")
             if kind == "process_event":
                 self._receive_output(fields, len(payload))
@@ -496,7 +495,8 @@ class ClientProtocol:
     def _receive_text(self, text: str) -> None:
         """Read a text frame: 0.5 reports turns and errors that way; 0.4 never sends any."""
         try:
-            value = json.loads(text)
+            # A long text is no notice, and may take sixty times its size when it is read.
+            value = json.loads(text) if len(text) <= codec.NESTED_BYTES else None
         except (ValueError, RecursionError):
             value = None
         notice = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
