@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from tests.api.conftest import add_programs
+from tests.conftest import _live_tasks
 
 from pie_anyio import (
     AuthenticationError,
@@ -278,6 +279,18 @@ async def test_an_end_that_the_engine_refuses_is_asked_for_again() -> None:
         assert bench.client.receipt.unconfirmed == (process.process_id,)
 
 
+async def test_an_end_that_came_before_it_was_asked_for() -> None:
+    """The engine listed the process, and then it was gone: that is what was wanted."""
+    async with connected("v04") as bench:
+        bench.engine.faults.stall_handshakes = True
+        async with bench.client.launch_process("wait@0.1.0"):
+            await bench.cut()
+        bench.engine.faults.answers["terminate_process"] = (False, "Process not found")
+        bench.engine.faults.stall_handshakes = False
+        await bench.client.session.ready()
+        assert bench.client.receipt.unconfirmed == ()
+
+
 async def test_an_end_that_is_taken_at_the_last_try() -> None:
     """The last try counts like the others."""
     policy = Reconnect(initial=1, maximum=8, jitter=0, patience=0)
@@ -310,6 +323,14 @@ async def test_what_cannot_be_ended_for_want_of_patience_is_on_record() -> None:
         with pytest.raises(ProcessLost, match="ending it failed as well: Permission denied"):
             await process.result()
         assert bench.client.receipt.unconfirmed == (process.process_id,)
+
+
+async def test_a_client_that_is_left_in_the_ordinary_way() -> None:
+    """The wish to come back changes nothing about leaving: 0.4 lets processes run on that nobody scoped."""
+    async with connected("v04") as bench:
+        await bench.client.launch_process("wait@0.1.0")
+    assert bench.client.receipt.detached == 1
+    assert bench.client.receipt.lost == 0
 
 
 async def test_the_client_is_left_while_there_is_no_connection() -> None:
@@ -439,6 +460,7 @@ async def test_a_launch_that_never_left_is_withdrawn_for_want_of_its_owner() -> 
         session.release(run)
         assert run.ended.done
         await session.ready()
+        await bench.client.ping()
         assert bench.engine.started_total == 0
         assert bench.client.receipt.not_started == 1
 
@@ -522,6 +544,21 @@ async def test_a_signal_that_finds_no_room_goes_on_the_next_connection() -> None
             tasks.start_soon(process.signal, "hello")
             await wait_all_tasks_blocked()
             await bench.cut()
+        await process.result()
+        assert bench.heard == ["hello"]
+
+
+async def test_a_signal_that_found_room_too_late() -> None:
+    """There was room again, and in the next moment no connection."""
+    async with connected("v04") as bench:
+        process = await bench.client.launch_process("listen@0.1.0")
+        link = bench.client.session.link
+        link.requests.set_level(1 << 40)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(process.signal, "hello")
+            await wait_all_tasks_blocked()
+            link.requests.set_level(0)
+            link.fail(CUT)
         await process.result()
         assert bench.heard == ["hello"]
 
@@ -619,6 +656,19 @@ async def test_a_connection_that_is_lost_again_while_runs_are_attached() -> None
         assert bench.client.connections > 2
         bench.go.set()
         assert await process.result() == 7
+
+
+async def test_connections_leave_no_tasks_behind() -> None:
+    """Those of the one before end with it."""
+    async with connected() as bench:
+        await bench.client.ping()
+        await wait_all_tasks_blocked()
+        before = len(list(_live_tasks()))
+        for _ in range(3):
+            await bench.cut_and_restore()
+            await bench.client.ping()
+        await wait_all_tasks_blocked()
+        assert len(list(_live_tasks())) == before
 
 
 async def test_a_connection_that_is_lost_again_later() -> None:

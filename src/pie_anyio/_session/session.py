@@ -110,7 +110,6 @@ class Session(AsyncContextManagerMixin):
         deadline = current_time() + options.connect_timeout
         transport = await open_transport(options.endpoint, options.connect_timeout)
         self.connections += 1
-        self.username = None
         handshake: ReplySlot[None] = ReplySlot()
         router = Router(
             self.registry,
