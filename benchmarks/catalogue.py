@@ -45,7 +45,7 @@ OFFICIAL = ("official-0.4.0", "official-0.5.3")
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "official-0.4.0": ("pie-client==0.4.0",),
     "official-0.5.3": ("pie-client==0.5.3", "uvloop"),
-    "pie": ("-e", "{root}", "uvloop"),
+    "pie": ("-e", "{root}[fast]"),
     "tools": ("matplotlib",),
 }
 JS_PACKAGES = ("@pie-project/client@0.5.2", "ws@8")
