@@ -423,9 +423,8 @@ class Session(AsyncContextManagerMixin):
             ConnectionLost: there is no connection any more.
         """
         link = self.link
-        while link.requests.is_shut:
+        if link.requests.is_shut:
             await link.requests.wait_below()
-            link = self.link  # it may have ended between the moment that woke this task and now
         return link
 
     # --- runs ------------------------------------------------------------------------------------------------------
