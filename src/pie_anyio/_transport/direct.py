@@ -39,7 +39,7 @@ class DirectSocket(ByteStream):
         self._socket = sock
         self._owner = owner
         self._closed = False
-        self._more = False  # the last read took all that it could: there is more to read
+        self._empty = True  # nothing to read, as far as is known
 
     def send_now(self, data: bytes) -> int:
         """Send as much as the system takes at once, without waiting; give the number of bytes.
@@ -55,19 +55,20 @@ class DirectSocket(ByteStream):
         """Wait for data and take it; always passes through the event loop once, so a flood starves nobody."""
         while True:
             self._check_open()
-            # In the midst of much data, asking the system whether there is any would cost as much as taking it.
-            await (checkpoint() if self._more else wait_readable(self._socket))
-            self._more = False
+            # Whoever was woken by the last data goes first: looking for more before that would hold them up, and asking
+            # the loop to look takes as long as looking. So it is only asked where there was nothing.
+            await (wait_readable(self._socket) if self._empty else checkpoint())
+            self._empty = False
             self._check_open()
             try:
                 data = self._socket.recv(max_bytes)
             except BlockingIOError:
-                continue  # woken for nothing
+                self._empty = True
+                continue
             except OSError as exc:
                 raise BrokenResourceError from exc
             if not data:
                 raise EndOfStream
-            self._more = len(data) == max_bytes
             return data
 
     async def send(self, item: bytes) -> None:
