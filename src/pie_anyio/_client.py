@@ -415,22 +415,18 @@ class ProcessClient(AsyncContextManagerMixin):
 
         async def begin() -> Run:
             text = encode_input(input)
-            request = await self._launch_request(inferlet, text, token_budget)
-            return self._session.start(request, quiet=not capture_outputs, overflow=overflow)
+            session = self._session
+            if token_budget is not None:
+                _check_number("token_budget", token_budget, 0, 2**64 - 1)
+                await session.require("token_budget", "token_budget")
+            elif not session.is_ready:
+                await session.ready()
+            capabilities = session.capabilities
+            bare = capabilities is not None and capabilities.bare_program_names
+            request = messages.LaunchProcess(program_name(inferlet, bare=bare), text, True, token_budget)
+            return session.start(request, quiet=not capture_outputs, overflow=overflow)
 
         return ProcessCall(self._session, begin, f"launch_process({inferlet!r})")
-
-    async def _launch_request(
-        self, inferlet: str | Inferlet[..., Any], text: str, token_budget: int | None
-    ) -> messages.LaunchProcess:
-        if token_budget is not None:
-            _check_number("token_budget", token_budget, 0, 2**64 - 1)
-        await self._session.ready()
-        if token_budget is not None:
-            await self._session.require("token_budget", "token_budget")
-        capabilities = self.capabilities
-        bare = capabilities is not None and capabilities.bare_program_names
-        return messages.LaunchProcess(program_name(inferlet, bare=bare), text, True, token_budget)
 
     def attach_process(self, process_id: str) -> ProcessCall:
         """Attach to a running process by its id: await it, or enter it to have it ended with the block.

@@ -193,6 +193,7 @@ class Process:
         self._session = session
         self._run = run
         self._told = False
+        self._asked = False
         self._collected = 0
         self._tail = ""
         self.output: list[str] = []
@@ -327,7 +328,11 @@ class Process:
                 self._keep(kind, str(value))
             elif kind is Event.Return or kind is Event.Error:
                 break
-        return self._value(await self._run.ended.wait())
+        # An end that is known costs no turn of the loop the first time, since launching took one; asked for again and
+        # again, it must not starve the others.
+        ending = None if self._asked else self._run.ending
+        self._asked = True
+        return self._value(ending or await self._run.ended.wait())
 
     def _keep(self, kind: Event, text: str) -> None:
         """Collect one text; beyond what an unread process may hold, the oldest half makes way."""

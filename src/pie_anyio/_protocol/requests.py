@@ -34,12 +34,9 @@ class Pending:
     quiet: bool
     entries: list[Entry]
     """The queued messages: one, or the chunks of an upload."""
+    claims_process: bool = False
+    """Whether an answer may make a new process known."""
     state: RequestState = RequestState.QUEUED
-
-    @property
-    def claims_process(self) -> bool:
-        """Whether an answer may make a new process known."""
-        return isinstance(self.request, (LaunchProcess, AttachProcess))
 
     def withdraw(self, outbox: Outbox) -> None:
         """Take back what has not been sent."""
@@ -74,6 +71,7 @@ class RequestTable:
 
     def add(self, pending: Pending) -> None:
         """Register a request."""
+        pending.claims_process = isinstance(pending.request, (LaunchProcess, AttachProcess))
         self._pending[pending.corr_id] = pending
         self.claiming += pending.claims_process
 
