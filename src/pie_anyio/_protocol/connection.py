@@ -119,7 +119,8 @@ class ClientProtocol:
         """Frame queued messages, at least one and about ``max_bytes``; from here on they count as issued."""
         # Answers to pings are taken here and not before: a peer that pings without reading gets one, not a queue.
         self._raw += self._ws.take_replies()
-        parts: list[bytes] = [bytes(self._raw)]
+        # A single part is not copied by join(), and a chunk mostly goes out alone.
+        parts: list[bytes] = [bytes(self._raw)] if self._raw else []
         size = len(self._raw)
         self._raw.clear()
         while size < max_bytes and self.state is not ConnectionState.CONNECTING:
