@@ -72,8 +72,8 @@ from ._ssh_agent import agent_signers as agent_signers
 from ._types import Capabilities as Capabilities
 from ._types import Generation as Generation
 from ._types import Keepalive as Keepalive
-from ._types import Reconnect as Reconnect
 from ._types import Limits as Limits
+from ._types import Reconnect as Reconnect
 
 __all__ = [
     "AgentKey",

@@ -186,7 +186,7 @@ def test_errors_of_arguments(case: Case) -> None:
         {"username": None, "key": case.path, "passphrase": case.passphrase},
     ):
         with pytest.raises(pie_anyio.InvalidRequest) as caught:
-            PieClient("ws://127.0.0.1:1", **arguments)  # type: ignore[arg-type]
+            PieClient("ws://127.0.0.1:1", **arguments)
         look_at(case, caught.value)
     for url in (f"ws://alice:{case.token}@127.0.0.1:1", f"http://alice:{case.token}@127.0.0.1:1"):
         with pytest.raises(pie_anyio.InvalidRequest) as caught:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pie_anyio.cli import _app
 from pie_anyio.cli._app import run
-from pie_anyio.cli._output import neutralised, on_one_line
+from pie_anyio.cli._output import Output, neutralised, on_one_line
 from pie_anyio.cli._progress import Tally, make_progress
 from pie_anyio.testing import SimulatedEngine
 
@@ -215,7 +215,7 @@ def test_warnings(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_progress(terminal: Terminal) -> None:
     """The name of the program is somebody's argument."""
-    with terminal.shown(), make_progress("bar", Tally(1), "x[bold]\x1b]0;owned\x07\u202ey", _app.Output()):
+    with terminal.shown(), make_progress("bar", Tally(1), "x[bold]\x1b]0;owned\x07\u202ey", Output()):
         pass
     assert "x[bold]" in terminal.getvalue()
     assert "owned\x07" not in terminal.getvalue()

@@ -126,7 +126,7 @@ async def test_everything_on_the_connection_waits(profile: Any) -> None:
         assert scope.cancelled_caught
         assert await process.result() == "done"
         await client.ping()
-        assert await client.run_process("echo@0.1.0", 1)
+        assert (await client.run_process("echo@0.1.0", 1)).value == 1
 
 
 async def test_an_end_opens_the_connection(profile: Any) -> None:

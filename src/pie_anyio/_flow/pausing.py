@@ -141,6 +141,6 @@ def make_buffer(limit: int, budget: ByteBudget, policy: OverflowPolicy, intake: 
     if policy == "pause":
         return PausingBuffer(limit, budget, intake)
     if policy not in ("error", "drop_oldest"):
-        msg = f"overflow must be 'error', 'drop_oldest' or 'pause', not {policy!r}"  # type: ignore[unreachable]
+        msg = f"overflow must be 'error', 'drop_oldest' or 'pause', not {policy!r}"
         raise InvalidRequest(msg)
     return EventBuffer(limit, budget, policy)

@@ -141,7 +141,7 @@ def _is_plain(payload: Payload) -> bool:
             unpacker.skip()
     except (ValueError, IndexError, msgpack.UnpackException):
         pass  # it is cut short or damaged: decoding says how, and makes no more of it than was looked at
-    return entries <= _MAX_ENTRIES
+    return bool(entries <= _MAX_ENTRIES)
 
 
 def decode_fields(payload: Payload) -> Fields:

@@ -36,6 +36,8 @@ from .router import Router, logger
 from .supervisor import Supervisor
 
 ABORTED: Final = "stream aborted"
+_NAMED: Final = 5
+"""How many processes a warning names."""
 
 
 class Session(AsyncContextManagerMixin):
@@ -533,11 +535,7 @@ class Session(AsyncContextManagerMixin):
             for run in runs:
                 if not run.ended.done:
                     await run.ended.wait()
-        for run in runs:
-            if not run.ended.done:
-                logger.warning(
-                    "process %s was told to end and did not confirm it in time", run.process_id or "?"
-                )
+        _warn_of_unconfirmed([run.process_id or "?" for run in runs if not run.ended.done])
 
     def grace_deadline(self) -> float:
         """Give the point in time up to which released runs are waited for."""
@@ -564,6 +562,19 @@ class Session(AsyncContextManagerMixin):
     def _on_tool(self, request: McpRequest) -> None:
         if self.tool_handler is not None:
             self.tool_handler(request)
+
+
+def _warn_of_unconfirmed(ids: list[str]) -> None:
+    """Put processes that did not confirm their end on record, once for all that were ended together."""
+    if len(ids) == 1:
+        logger.warning("process %s was told to end and did not confirm it in time", ids[0])
+    elif ids:
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        shown = ", ".join(ids[:_NAMED])
+        text = (
+            "%d processes were told to end and did not confirm it in time: %s%s; the receipt names them all"
+        )
+        logger.warning(text, len(ids), shown, more)
 
 
 def transport_dead(link: Link) -> bool:

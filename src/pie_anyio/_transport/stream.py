@@ -125,7 +125,9 @@ def connect_error(endpoint: Endpoint, exc: BaseException) -> ConnectError:
     elif isinstance(cause, PermissionError):
         text = "permission denied"
     else:
-        hint = " during the TLS handshake; an engine itself speaks ws://, a proxy wss://" if endpoint.tls else ""
+        hint = (
+            " during the TLS handshake; an engine itself speaks ws://, a proxy wss://" if endpoint.tls else ""
+        )
         text = str(cause) or f"the peer closed the connection{hint}"
     return ConnectError(f"could not connect to {endpoint.name}: {text}", url=endpoint.name)
 
