@@ -114,3 +114,46 @@ REQUIREMENTS: Final[dict[str, tuple[str, ...]]] = {
 
 DEFECTS: Final = frozenset(range(1, 37)) - {29, 30, 31}
 """Numbers of the official clients' defects that must have a test ``test_p<number>_...``; the others are about tools."""
+
+COMPARISON: Final[dict[str, tuple[str, ...]]] = {
+    "event loops": ("test_comparison.py::test_every_event_loop",),
+    "engine generations": (
+        "test_comparison.py::test_one_client_for_every_engine",
+        f"{_LIFE}test_generation_and_capabilities",
+    ),
+    "end of a process's block": (
+        f"{_LIFE}test_a_cancelled_block_still_ends_its_processes",
+        f"{_LIFE}test_what_the_engine_never_confirms_is_listed",
+    ),
+    "cancelled launch": (f"{_DEFECTS}test_p14_a_cancelled_launch_leaves_no_process",),
+    "many runs": (
+        "map/test_map.py::test_limit_is_strict_and_inputs_are_lazy",
+        "map/test_map_policy.py::test_tolerated_failures_are_outcomes",
+        "map/test_first_completed.py::test_the_quickest_wins",
+        "map/test_fleet.py::test_receipts_add_up",
+    ),
+    "lost connection": (
+        f"{_DEFECTS}test_p04_what_comes_after_the_end_fails_too",
+        f"{_DEFECTS}test_p05_loss_is_no_error_event",
+    ),
+    "`recv()` after the last event": (f"{_DEFECTS}test_p16_receiving_after_the_end",),
+    "unreadable message": (f"{_DEFECTS}test_p02_odd_frames_do_no_harm", f"{_BAD}test_garbage_messages"),
+    "unread output": (
+        f"{_DEFECTS}test_p07_unread_output_is_bounded",
+        "security/test_limits.py::test_client_buffer_bytes",
+    ),
+    "inbound messages above 1 MiB": (
+        f"{_DEFECTS}test_p06_a_megabyte_is_no_trouble",
+        "test_comparison.py::test_messages_up_to_64_mib",
+    ),
+    "files of equal content at once": (
+        f"{_DEFECTS}test_p10_the_same_file_from_several_processes",
+        f"{_DEFECTS}test_p21_equal_files_to_two_processes",
+    ),
+    "errors": (f"{_DEFECTS}test_p23_errors_have_types",),
+    "testing your code": (
+        "contract/test_contract.py::test_return_values",
+        "testing/test_faults.py::test_a_saturated_engine",
+    ),
+}
+"""Tests by row of the README's comparison with the official client."""
