@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "L5": frozenset({"L0", "L1", "L2", "L4", "files"}),
     "L6": frozenset({"L0", "L2", "files", "L5"}),
     "L7": frozenset({"L0", "L5", "L6", "L9"}),
-    "keeper": frozenset({"L0", "L1", "L2", "L5", "L6"}),
+    "keeper": frozenset({"L0", "L1", "L2", "L3", "L5", "L6"}),
     "testing": frozenset({"L0", "L1", "L2", "L3", "files", "L4", "L5", "L9"}),
     "L8": frozenset({"L7", "L9", "keeper", "testing"}),
     "L9": frozenset(LAYERS) - {"L8", "keeper", "testing"},
