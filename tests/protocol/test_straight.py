@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pie_anyio._events import Event, Message, Stderr, Stdout
 from pie_anyio._protocol.codec import DecodeError, decode_fields, encode_message
 from pie_anyio._protocol.messages import ProcessEvent
-from pie_anyio._protocol.processes import ProcessRecord
+from pie_anyio._protocol.processes import KnownHead, ProcessRecord, ProcessTable
 from pie_anyio._protocol.straight import read_output
+from pie_anyio._types import Limits
 
 PROCESS = "0b7c9a52-6d0e-4b39-8f0e-2f1f3c1f7a11"
 CLASSES = {"stdout": Stdout, "stderr": Stderr, "message": Message}
@@ -28,7 +29,7 @@ def wanted() -> dict[bytes, ProcessRecord]:
 def test_usual_output_goes_the_short_way(kind: str, size: int) -> None:
     """All kinds, with every short header of a text."""
     payload = encode_message(ProcessEvent(PROCESS, kind, "x" * size))
-    output = read_output(payload, wanted())
+    output = read_output(payload, wanted(), {})
     assert output is not None
     assert output.owner == "owner"
     assert output.event == (Event(kind), "x" * size)
@@ -55,7 +56,37 @@ def test_usual_output_goes_the_short_way(kind: str, size: int) -> None:
 )
 def test_everything_else_goes_the_long_way(payload: bytes) -> None:
     """Other kinds, other processes, other encodings, and whatever is damaged."""
-    assert read_output(payload, wanted()) is None
+    assert read_output(payload, wanted(), {}) is None
+
+
+@pytest.mark.parametrize("kind", list(CLASSES))
+def test_what_was_met_before_is_found_by_its_beginning(kind: str) -> None:
+    """One look for each message after the first of its process and kind, with the same result."""
+    table, known = wanted(), dict[bytes, KnownHead]()
+    for value in ("first", "second", ""):
+        payload = encode_message(ProcessEvent(PROCESS, kind, value))
+        output = read_output(payload, table, known)
+        assert output is not None
+        assert (output.owner, output.event) == ("owner", (Event(kind), value))
+        assert type(output.event) is CLASSES[kind]
+        table = {}
+    assert len(known) == 1
+
+
+@pytest.mark.parametrize("how", ["ignore", "finish", "lose_all"])
+def test_what_nobody_wants_any_more_is_forgotten(how: str) -> None:
+    """Output of a process that was released, has ended or was lost goes the long way, which drops it."""
+    processes = ProcessTable(Limits())
+    record = ProcessRecord(PROCESS, "owner", False)
+    processes.begin(record)
+    payloads = [encode_message(ProcessEvent(PROCESS, kind, "x")) for kind in CLASSES]
+    for payload in payloads:
+        assert read_output(payload, processes.wanted, processes.known) is not None
+    assert len(processes.known) == 3
+    (processes.lose_all if how == "lose_all" else lambda: getattr(processes, how)(record))()
+    for payload in payloads:
+        assert read_output(payload, processes.wanted, processes.known) is None
+    assert processes.known == {}
 
 
 @given(
@@ -71,7 +102,10 @@ def test_both_ways_agree(kind: str, value: str, noise: bytes, place: int, damage
     payload = encode_message(ProcessEvent(PROCESS, kind, value))
     if damage:
         payload = payload[:place] + noise + payload[place + len(noise) :]
-    output = read_output(payload, wanted())
+    table, known = wanted(), dict[bytes, KnownHead]()
+    if place % 2:
+        read_output(encode_message(ProcessEvent(PROCESS, kind, "before")), table, known)
+    output = read_output(payload, table, known)
     if output is None:
         return
     try:

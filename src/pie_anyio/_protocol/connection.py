@@ -308,10 +308,10 @@ class ClientProtocol:
     # --- receiving -------------------------------------------------------------------------------------------------
 
     def _receive_messages(self, items: list[wire.Item]) -> None:
-        wanted, append = self._processes.wanted, self._events.append
+        wanted, known, append = self._processes.wanted, self._processes.known, self._events.append
         for item in items:
             if type(item) is bytes:
-                if (output := read_output(item, wanted)) is not None:
+                if (output := read_output(item, wanted, known)) is not None:
                     append(output)
                 else:
                     self._receive_message(item)

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import attrs
 
+from .._events import Event
 from .._types import Limits
 from .state import PROCESS, ProcessState, ProcessTrigger, advance
 
 _TAIL_CHARS: Final = 2048
 _FINISHED_IDS: Final = 4096
+
+
+KnownHead: TypeAlias = tuple[object, Any, Event]
+"""The owner of a process, and the class and kind of the output that a message with this beginning holds."""
 
 
 @attrs.define(eq=False)
@@ -26,6 +31,8 @@ class ProcessRecord:
     state: ProcessState = ProcessState.RUNNING
     tail: str = ""
     seen_output: bool = False
+    heads: tuple[bytes, ...] = ()
+    """What ``ProcessTable.known`` has of it."""
 
     def advance(self, trigger: ProcessTrigger) -> None:
         """Move to the state that the table gives."""
@@ -50,13 +57,24 @@ class ProcessTable:
     what it holds. So it needs no clock to expire.
     """
 
-    __slots__ = ("_finished", "_limits", "_orphan_bytes", "_orphans", "dropped_orphans", "live", "wanted")
+    __slots__ = (
+        "_finished",
+        "_limits",
+        "_orphan_bytes",
+        "_orphans",
+        "dropped_orphans",
+        "known",
+        "live",
+        "wanted",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.live: dict[str, ProcessRecord] = {}
         self.wanted: dict[bytes, ProcessRecord] = {}
         """Those of the live ones whose output somebody reads, by the bytes of their ids."""
+        self.known: dict[bytes, KnownHead] = {}
+        """How the usual messages with output of these begin; see ``straight``."""
         self._finished: OrderedDict[str, None] = OrderedDict()
         self._orphans: deque[_Orphan] = deque()
         self._orphan_bytes = 0
@@ -72,12 +90,18 @@ class ProcessTable:
     def ignore(self, record: ProcessRecord) -> None:
         """Drop the output of a process from here on."""
         record.quiet = True
+        self._unwant(record)
+
+    def _unwant(self, record: ProcessRecord) -> None:
         self.wanted.pop(record.process_id.encode(), None)
+        for head in record.heads:
+            del self.known[head]
+        record.heads = ()
 
     def finish(self, record: ProcessRecord) -> None:
         """Forget a process that ended, and remember its id so that late events are told from early ones."""
         del self.live[record.process_id]
-        self.wanted.pop(record.process_id.encode(), None)
+        self._unwant(record)
         self._finished[record.process_id] = None
         if len(self._finished) > _FINISHED_IDS:
             self._finished.popitem(last=False)
@@ -88,6 +112,7 @@ class ProcessTable:
             record.advance(ProcessTrigger.CONNECTION_ENDED)
         self.live.clear()
         self.wanted.clear()
+        self.known.clear()
 
     def keep_orphan(self, process_id: str, fields: dict[str, object], size: int) -> None:
         """Put an event of an unknown process into the waiting room; beyond its limits the oldest makes way."""

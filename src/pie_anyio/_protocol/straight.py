@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from .._events import Event, Message, Stderr, Stdout
 from .events import ProcessOutput
-from .processes import ProcessRecord
+from .processes import KnownHead, ProcessRecord
 
 _HEAD: Final = b"\x84\xa4type\xadprocess_event\xaaprocess_id\xd9\x24"
 _ID: Final = len(_HEAD)
@@ -27,15 +27,18 @@ _KINDS: Final[dict[bytes, tuple[Any, Event]]] = {
 _new: Final = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def read_output(payload: bytes, wanted: dict[bytes, ProcessRecord]) -> ProcessOutput | None:
-    """Read a payload that has the usual form and belongs to a process in ``wanted``; None for any other."""
-    if not payload.startswith(_HEAD):
+def read_output(
+    payload: bytes, wanted: dict[bytes, ProcessRecord], known: dict[bytes, KnownHead]
+) -> ProcessOutput | None:
+    """Read a payload that has the usual form and belongs to a process in ``wanted``; None for any other.
+
+    ``known`` holds the beginnings that were met, from the first byte to the value: what comes again is found by one
+    look.
+    """
+    found = known.get(payload[:_TAIL]) or _learn(payload, wanted, known)
+    if found is None:
         return None
-    record = wanted.get(payload[_ID:_EVENT])
-    found = _KINDS.get(payload[_EVENT:_TAIL])
-    if record is None or found is None:
-        return None
-    output, kind = found
+    owner, output, kind = found
     start = _TAIL
     try:
         if output is Message:
@@ -54,4 +57,20 @@ def read_output(payload: bytes, wanted: dict[bytes, ProcessRecord]) -> ProcessOu
         event = _new(output, (kind, payload[start:].decode()))
     except (IndexError, UnicodeDecodeError):
         return None
-    return _new(ProcessOutput, (record.owner, event, len(payload)))
+    return _new(ProcessOutput, (owner, event, len(payload)))
+
+
+def _learn(
+    payload: bytes, wanted: dict[bytes, ProcessRecord], known: dict[bytes, KnownHead]
+) -> KnownHead | None:
+    """Note the beginning of a payload as that of the output of a process, if it is."""
+    if not payload.startswith(_HEAD):
+        return None
+    record = wanted.get(payload[_ID:_EVENT])
+    found = _KINDS.get(payload[_EVENT:_TAIL])
+    if record is None or found is None:
+        return None
+    head = payload[:_TAIL]
+    known[head] = learnt = (record.owner, *found)
+    record.heads += (head,)
+    return learnt
