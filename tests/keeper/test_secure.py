@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from pie_anyio.keeper import KeeperError, KeeperRunning, secure
+from pie_anyio.keeper import KeeperError, KeeperRunning
 from pie_anyio.keeper.secure import (
     free_socket_path,
     lock_file,
@@ -211,7 +211,7 @@ def test_no_answer_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_systems_are_asked_in_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """macOS and FreeBSD give a structure; one that is not as expected is no answer."""
-    monkeypatch.delattr(secure.socket, "SO_PEERCRED")
+    monkeypatch.delattr(socket, "SO_PEERCRED")
     good = struct.pack("=IIh", 0, 501, 1) + bytes(64)
     assert ask(Raw(good)) == 501
     assert ask(Raw(good[:9])) is None

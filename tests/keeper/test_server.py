@@ -22,6 +22,7 @@ from pie_anyio import ConnectError, PieClient
 from pie_anyio._protocol import websocket as wire
 from pie_anyio._protocol.messages import LaunchProcess
 from pie_anyio.keeper import Keeper, KeeperError, KeeperLimits, KeeperRunning, server
+from pie_anyio.keeper.downstream import Session
 from pie_anyio.testing import SimulatedEngine
 from pie_anyio.testing.streams import MemoryConnectable
 
@@ -278,7 +279,7 @@ async def test_a_session_that_fails_is_alone(
                 msg = "a bug"
                 raise RuntimeError(msg)
 
-            monkeypatch.setattr(server.Session, "_drain", fail)
+            monkeypatch.setattr(Session, "_drain", fail)
             await raw.send(MUCH, 1)
             await raw.until_end()
             monkeypatch.undo()

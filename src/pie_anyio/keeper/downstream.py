@@ -174,11 +174,10 @@ class Session:
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
-    def respond(self, corr_id: int | None, ok: bool, text: str) -> None:
-        """Answer a request; nothing where it wants no answer, or the client has gone."""
-        if corr_id is not None:
-            self.protocol.respond(corr_id, ok, text)
-            self._wake.set()
+    def respond(self, corr_id: int, ok: bool, text: str) -> None:
+        """Answer a request; nothing where the client has gone."""
+        self.protocol.respond(corr_id, ok, text)
+        self._wake.set()
 
     # --- events ----------------------------------------------------------------------------------------------------
 

@@ -46,26 +46,30 @@ async def handle(session: Session, request: messages.Request, corr_id: int | Non
 
     Cancellation: of what waits for room, nothing has happened.
     """
-    try:
-        at_once = _AT_ONCE.get(type(request))
-        if at_once is not None:
-            session.respond(corr_id, *at_once(session, request))
-        elif isinstance(request, (messages.SignalProcess, messages.TransferFile)):
-            await _pass_on(session, request)
-        elif isinstance(request, messages.AddProgram):
-            await _take_program(session, request, corr_id)
-        else:
-            later = _LATER.get(type(request))
-            if later is None:
-                session.respond(corr_id, False, _NOT_RELAYED.format(request.type))
-            else:
-                await session.room.acquire()
-                session.keeper.spawn(_answer, session, corr_id, later, request)
-    except Exception:  # noqa: BLE001 - it is logged, and must not end the keeper
-        _report(session, request, corr_id)
+    if isinstance(request, (messages.SignalProcess, messages.TransferFile)):
+        await _pass_on(session, request)
+    elif corr_id is not None:  # else it answers a question that the keeper never asked
+        try:
+            await _handle(session, request, corr_id)
+        except Exception:  # noqa: BLE001 - it is logged, and must not end the keeper
+            _report(session, request, corr_id)
 
 
-async def _answer(session: Session, corr_id: int | None, later: _Later, request: messages.Request) -> None:
+async def _handle(session: Session, request: messages.Request, corr_id: int) -> None:
+    at_once = _AT_ONCE.get(type(request))
+    later = _LATER.get(type(request))
+    if at_once is not None:
+        session.respond(corr_id, *at_once(session, request))
+    elif isinstance(request, messages.AddProgram):
+        await _take_program(session, request, corr_id)
+    elif later is not None:
+        await session.room.acquire()
+        session.keeper.spawn(_answer, session, corr_id, later, request)
+    else:
+        session.respond(corr_id, False, _NOT_RELAYED.format(request.type))
+
+
+async def _answer(session: Session, corr_id: int, later: _Later, request: messages.Request) -> None:
     try:
         session.respond(corr_id, *await later(session, request))
     except Refused as exc:
@@ -76,7 +80,7 @@ async def _answer(session: Session, corr_id: int | None, later: _Later, request:
         session.room.release()
 
 
-def _report(session: Session, request: messages.Request, corr_id: int | None) -> None:
+def _report(session: Session, request: messages.Request, corr_id: int) -> None:
     """Have one request fail, and nothing else with it."""
     logger.exception("%s failed in the keeper", request.type)
     session.respond(corr_id, False, "the keeper failed; its log says more")
@@ -240,7 +244,7 @@ async def _install(session: Session, request: messages.AddProgram) -> Answer:
     return True, "Program installed successfully"
 
 
-async def _take_program(session: Session, request: messages.AddProgram, corr_id: int | None) -> None:
+async def _take_program(session: Session, request: messages.AddProgram, corr_id: int) -> None:
     """Take a piece of a program; the last one has it installed."""
     try:
         content = session.uploads.add(request)

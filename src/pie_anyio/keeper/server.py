@@ -259,6 +259,7 @@ class Keeper:
 
     def _note_rest(self) -> None:
         """Have the time of idling begin anew."""
+        self._rested = self._resting
         self._busy.set()
 
     async def _wait_until_idle(self) -> None:
@@ -292,7 +293,6 @@ class Keeper:
                 for session in self.sessions:
                     session.notify(record)
             if self._resting != self._rested:
-                self._rested = self._resting
                 self._note_rest()
 
 
