@@ -41,7 +41,7 @@ from ._map_source import Item, Source
 from ._outcomes import AnyOutcome, Failed, Lost, NotStarted, Returned, Terminated
 from ._process import Timings, ending_error, timings_of
 
-_BURST: Final = 16  # inputs taken between two checkpoints
+_BURST: Final = 64  # inputs taken between two checkpoints
 
 
 @attrs.frozen(kw_only=True)
