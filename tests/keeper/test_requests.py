@@ -233,6 +233,7 @@ async def test_what_is_not_relayed(kept: Kept, request_: messages.Request) -> No
         assert request_.type in text
         await raw.send(messages.McpResponse(1, True, ""))  # nobody asked; it is never answered
         await raw.ask(messages.Ping())
+        assert len([item for item in raw.received if isinstance(item, dict)]) == 3
         await raw.stream.aclose()
 
 

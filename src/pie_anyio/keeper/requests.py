@@ -48,7 +48,8 @@ async def handle(session: Session, request: messages.Request, corr_id: int | Non
     """
     if isinstance(request, (messages.SignalProcess, messages.TransferFile)):
         await _pass_on(session, request)
-    elif corr_id is not None:  # else it answers a question that the keeper never asked
+    elif request.answered:  # else it answers a question that the keeper never asked
+        assert corr_id is not None
         try:
             await _handle(session, request, corr_id)
         except Exception:  # noqa: BLE001 - it is logged, and must not end the keeper
