@@ -41,7 +41,7 @@ class Fleet:
 
     def __init__(self, launcher: Launcher, program: str | Inferlet[..., Any]) -> None:
         self._launcher = launcher
-        self._program = program
+        self.program = program
         self._names: dict[bool, str] = {}
         self._open: dict[Run, Session | None] = {}
         """Runs that have not been seen to end, with their session while they may count as load there; those that were
@@ -100,7 +100,7 @@ class Fleet:
         bare = capabilities is not None and capabilities.bare_program_names
         name = self._names.get(bare)
         if name is None:
-            name = self._names[bare] = program_name(self._program, bare=bare)
+            name = self._names[bare] = program_name(self.program, bare=bare)
         return name
 
     def _end(self, run: Run, at_end: Callable[[Run], object]) -> None:

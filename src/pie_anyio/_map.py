@@ -79,19 +79,12 @@ class MapCall(AsyncContextManagerMixin):
         decode: Callable[[str], Any] = decode_value,
     ) -> None:
         self._used = True  # until the arguments turn out to be usable: no warning beside their error
-        if type(limit) is not int or limit < 1:
-            msg = f"limit must be a number of runs, at least 1, not {limit!r}"
-            raise InvalidRequest(msg)
-        given: object = retry_lost  # callers without a type checker pass anything
-        if not isinstance(given, int) or given < 0:
-            msg = f"retry_lost must be True, False, or a number of repeats, not {retry_lost!r}"
-            raise InvalidRequest(msg)
+        _check_numbers(limit, retry_lost)
         program_name(program, bare=True)
         self._plain = on_error == "raise"
         self._ordered = ordered
         self._total = len(inputs) if isinstance(inputs, Sized) else None
         self._fleet = Fleet(client, program)
-        self._program = program
         self._limit = AdaptiveLimit(limit)
         self._policy = failure_policy(on_error, self._total)
         self._source = Source(inputs, key)
@@ -104,13 +97,13 @@ class MapCall(AsyncContextManagerMixin):
             retry_lost=int(retry_lost),
         )
         self._runner: MapRunner | None = None
-        self._burst = _BURST
+        self._burst: int = _BURST
         self._outcomes = OutcomeQueue(ordered=ordered, bound=None)
         self._used = False
 
     def __del__(self) -> None:
         if not getattr(self, "_used", True):
-            name = self._program
+            name = self._fleet.program
             msg = (
                 f"map_processes({name!r}) was neither awaited nor entered with 'async with': nothing was run"
             )
@@ -149,7 +142,7 @@ class MapCall(AsyncContextManagerMixin):
         policy = self._policy
         if policy.exceeded:
             counts = f"{policy.failures} of {policy.finished} finished runs"
-            raise ExceptionGroup(f"map_processes: {counts} of {self._program} failed", policy.errors)
+            raise ExceptionGroup(f"map_processes: {counts} of {self._fleet.program} failed", policy.errors)
 
     # --- entered ---------------------------------------------------------------------------------------------------
 
@@ -213,6 +206,16 @@ class MapCall(AsyncContextManagerMixin):
     def limit(self) -> int:
         """How many runs may be live now; less than what was asked for while the engine has no room."""
         return self._limit.current
+
+
+def _check_numbers(limit: object, retry_lost: object) -> None:
+    """Refuse what callers without a type checker may pass."""
+    if type(limit) is not int or limit < 1:
+        msg = f"limit must be a number of runs, at least 1, not {limit!r}"
+        raise InvalidRequest(msg)
+    if not isinstance(retry_lost, int) or retry_lost < 0:
+        msg = f"retry_lost must be True, False, or a number of repeats, not {retry_lost!r}"
+        raise InvalidRequest(msg)
 
 
 def map_processes(
