@@ -36,8 +36,8 @@ class PieClient(ProcessClient):
         token: log in with this token (0.4).
         ssl_context: for ``wss://``: own certificate authorities, client certificates.
         require_tls: refuse an endpoint that is neither TLS with a checked certificate nor a Unix socket, loopback too.
-        reconnect: come back after the connection was lost: a ``Reconnect``, or True for its defaults. Without it, a lost
-            connection ends everything on it. See "When the connection is lost" in the documentation.
+        reconnect: come back after the connection was lost: a ``Reconnect``, or True for its defaults. Without it, a
+            lost connection ends everything on it. See "Come back after a lost connection" in the documentation.
         connect_timeout: seconds for connecting, TLS and the WebSocket handshake together.
         close_timeout: seconds to wait for the engine's side of closing; 0.4 engines never answer it.
         terminate_grace: seconds to wait for processes to confirm that they have ended.

@@ -244,7 +244,7 @@ async def test_a_block_that_is_left_while_there_is_no_connection(profile: Any) -
         bench.engine.faults.stall_handshakes = False
         await bench.client.session.ready()
         await bench.client.session.settled()
-        assert bench.client.receipt.unconfirmed == ()
+        assert not bench.client.receipt.unconfirmed
         assert not bench.engine.live_processes
 
 
@@ -764,6 +764,13 @@ async def test_a_client_that_has_not_logged_in_does_not() -> None:
         assert not bench.engine.received_counts["auth_identify"]
         await bench.client.authenticate("alice")
         await bench.client.ping()
+
+
+def test_a_policy_without_an_attempt_is_none() -> None:
+    """Whoever wants none of them wants no policy."""
+    with pytest.raises(ValueError, match="attempts must be at least 1"):
+        Reconnect(attempts=0)
+    assert Reconnect(attempts=1).attempts == 1
 
 
 async def test_a_policy_can_be_true() -> None:
