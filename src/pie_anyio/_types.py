@@ -123,6 +123,12 @@ class Keepalive:
     timeout: float = 20.0
 
 
+def _check_attempts(instance: object, attribute: object, value: int | None) -> None:
+    if value is not None and value < 1:
+        msg = f"attempts must be at least 1, or None for no end of them, not {value!r}"
+        raise ValueError(msg)
+
+
 @attrs.frozen(kw_only=True)
 class Reconnect:
     """How a client comes back after its connection was lost. Times are in seconds.
@@ -132,19 +138,13 @@ class Reconnect:
     attempt is bounded by the client's ``connect_timeout``.
     """
 
-    attempts: int | None = attrs.field(default=10)
+    attempts: int | None = attrs.field(default=10, validator=_check_attempts)
     """Attempts in a row without success after which the client gives up; None never does."""
     initial: float = attrs.field(default=0.1, validator=attrs.validators.gt(0))
     maximum: float = attrs.field(default=10.0, validator=attrs.validators.gt(0))
     jitter: float = attrs.field(default=0.5, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
     patience: float = attrs.field(default=10.0, validator=attrs.validators.ge(0))
     """How long a process is tried that the engine still lists but does not let this client attach to."""
-
-    @attempts.validator
-    def _check_attempts(self, attribute: object, value: int | None) -> None:
-        if value is not None and value < 1:
-            msg = f"attempts must be at least 1, or None for no end of them, not {value!r}"
-            raise ValueError(msg)
 
 
 @attrs.frozen(kw_only=True)
