@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-PUBLIC = ["pie_anyio", "pie_anyio.testing"]
+PUBLIC = ["pie_anyio", "pie_anyio.keeper", "pie_anyio.testing"]
 
 
 def ours(module: ModuleType) -> set[str]:
@@ -81,4 +81,4 @@ def test_public_objects_go_by_a_public_name(module: ModuleType) -> None:
 
 def is_public(home: str) -> bool:
     # The modules of the testing kit are public themselves, and loaded one by one.
-    return home == "pie_anyio" or (home.startswith("pie_anyio.testing") and "._" not in home)
+    return home in {"pie_anyio", "pie_anyio.keeper"} or (home.startswith("pie_anyio.testing") and "._" not in home)

@@ -14,6 +14,7 @@ import pytest
 from tests.docs.examples import ROOT, Block, blocks, pages
 
 import pie_anyio
+import pie_anyio.keeper
 import pie_anyio.testing
 from pie_anyio import PieClient, PieError, Process, parse_manifest
 
@@ -147,7 +148,7 @@ def test_json_can_be_read() -> None:
             json.loads(line)
 
 
-@pytest.mark.parametrize("module", [pie_anyio, pie_anyio.testing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [pie_anyio, pie_anyio.keeper, pie_anyio.testing], ids=lambda module: module.__name__)
 def test_every_public_name_is_in_the_reference(module: object) -> None:
     """Each name that can be imported has its entry, and no entry is for a name that cannot."""
     name = getattr(module, "__name__", "")
