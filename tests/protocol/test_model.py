@@ -360,7 +360,8 @@ class Lives(RuleBasedStateMachine):
                 self.started.add(result)
                 self.running[result] = True
             case m.AttachProcess(process_id=process_id):
-                ok, result = process_id in self.running, "Process not found"
+                # An engine attaches nobody to what somebody is attached to, this connection included.
+                ok, result = self.running.get(process_id) is False, "Process not found"
                 if ok:
                     self.running[process_id] = True
             case m.TerminateProcess(process_id=process_id):
