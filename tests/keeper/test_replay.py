@@ -83,6 +83,7 @@ async def test_what_was_not_acknowledged_comes_again(kept: Kept) -> None:
         assert first == list(range(200))
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize("cut", range(0, 60_000, 9999))
 async def test_a_cut_at_any_byte_loses_nothing(kept: Kept, cut: int) -> None:
     """However much of the stream was read before the cut, the rest follows on the next connection, without a gap."""
@@ -222,6 +223,7 @@ async def test_everything_of_a_process_may_be_gone(anyio_backend: Any) -> None:
                     assert [kind for kind, _ in raw.events()] == ["stderr", "return"]
 
 
+@pytest.mark.both_loops
 async def test_a_slow_client_holds_no_memory(kept: Kept) -> None:
     """Without pongs, or without reading, only so much is sent; the rest waits in the store, and comes later."""
     with anyio.fail_after(10):
@@ -244,6 +246,7 @@ async def test_a_slow_client_holds_no_memory(kept: Kept) -> None:
             assert numbers(raw) == list(range(1500))
 
 
+@pytest.mark.both_loops
 async def test_processes_take_turns(kept: Kept) -> None:
     """A process with much to say does not keep another one's events from the same client."""
     with anyio.fail_after(10):

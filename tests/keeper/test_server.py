@@ -20,9 +20,11 @@ import pytest
 
 from pie_anyio import ConnectError, PieClient
 from pie_anyio._protocol import websocket as wire
-from pie_anyio._protocol.messages import LaunchProcess
-from pie_anyio.keeper import Keeper, KeeperError, KeeperLimits, KeeperRunning, server
+from pie_anyio._protocol.codec import encode_request
+from pie_anyio._protocol.messages import LaunchProcess, Ping
+from pie_anyio.keeper import Keeper, KeeperError, KeeperLimits, KeeperRunning, downstream, server
 from pie_anyio.keeper.downstream import Session
+from pie_anyio.keeper.store import Store
 from pie_anyio.testing import SimulatedEngine
 from pie_anyio.testing.streams import MemoryConnectable
 
@@ -210,6 +212,7 @@ async def test_a_stop_is_announced(kept: Kept) -> None:
         await stuck.aclose()
 
 
+@pytest.mark.both_loops
 async def test_a_stuck_client_does_not_hold_it_up(engine: SimulatedEngine) -> None:
     """A client that reads nothing is dropped after a moment."""
     with anyio.fail_after(5):
@@ -263,7 +266,46 @@ async def test_a_full_disk_ends_it(
                         await anyio.sleep_forever()
                     finally:
                         monkeypatch.setattr(keeper.store, "commit", original)
-    assert caught.group_contains(sqlite3.OperationalError, match="full")
+    assert caught.group_contains(KeeperError, match="cannot use its store any more: .* full")
+
+
+async def test_a_store_that_cannot_be_opened(
+    engine: SimulatedEngine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the file's trouble means is said."""
+
+    def busy(*arguments: Any) -> Any:
+        msg = "database is locked"
+        raise sqlite3.OperationalError(msg)
+
+    monkeypatch.setattr(Store, "_load", busy)
+    with pytest.raises(KeeperError, match="locked"):
+        await Keeper(
+            lambda: PieClient(engine.connectable), socket=folder / "socket", store=folder / "store"
+        ).serve()
+
+
+@pytest.mark.both_loops
+async def test_a_client_that_only_asks(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks without reading the answers is not read from after a while, and is answered when it reads."""
+    monkeypatch.setattr(downstream, "_BACKLOG_BYTES", 1000)
+    count = 20_000
+    sent = anyio.Event()
+    with anyio.fail_after(20):
+        async with Raw(await kept.connect(), "alice") as raw, anyio.create_task_group() as tasks:
+            frames = [raw.ws.binary(encode_request(Ping(), number)) for number in range(count)]
+
+            async def send() -> None:
+                await raw.stream.send(b"".join(frames))
+                sent.set()
+
+            tasks.start_soon(send)
+            await kept.settle()
+            (session,) = kept.keeper.sessions
+            assert not sent.is_set()
+            assert session.protocol.queued_bytes < 500_000
+            await raw.until(lambda item: isinstance(item, dict) and item.get("corr_id") == count - 1)
+            assert sent.is_set()
 
 
 async def test_a_session_that_fails_is_alone(

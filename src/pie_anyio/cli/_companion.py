@@ -142,7 +142,8 @@ async def start_keeper(cli: Cli, places: Places, idle: float | None = DEFAULT_ID
     """
     from pie_anyio.keeper.secure import make_private_file, make_private_folder
 
-    make_private_folder(places.store.parent)
+    for path in (places.store, places.socket):
+        make_private_folder(path.parent)
     make_private_file(places.log)
     if places.log.stat().st_size > _LOG_BYTES:
         os.truncate(places.log, 0)

@@ -36,6 +36,7 @@ logger: Final = logging.getLogger("pie_anyio.keeper")
 _LOST: Final = (BrokenResourceError, ClosedResourceError, OSError)
 _READ_BYTES: Final = 65536
 _WRITE_BYTES: Final = 262_144
+_BACKLOG_BYTES: Final = 1_048_576  # of what waits for a client, above which it is not read from
 _WINDOW: Final = 16  # batches that may be under way without a pong
 
 
@@ -76,6 +77,7 @@ class Session:
         self._marks: deque[Mark] = deque()
         self._batches = 0
         self._scope = CancelScope(shield=True)  # the keeper always ends it: see Keeper._dismiss
+        self._sent = Event()
         self._gone = Event()
 
     # --- the tasks -------------------------------------------------------------------------------------------------
@@ -112,6 +114,10 @@ class Session:
 
     async def _read(self, stream: ByteStream) -> None:
         while True:
+            while self.protocol.queued_bytes > _BACKLOG_BYTES:
+                # Whoever asks and asks, and reads no answer, is not read from either.
+                self._sent = Event()
+                await self._sent.wait()
             data: bytes | None = None
             with move_on_after(None if self._upgraded else self.keeper.limits.handshake_seconds):
                 try:
@@ -162,6 +168,7 @@ class Session:
                     if not self.protocol.wants_write:
                         break
                     await stream.send(self.protocol.data_to_send(_WRITE_BYTES))
+                    self._sent.set()
                 if self._finishing:
                     break
         except _LOST:

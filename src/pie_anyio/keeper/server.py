@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+import sqlite3
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -145,7 +146,7 @@ class Keeper:
 
         Raises:
             KeeperRunning: another keeper has the socket or the store.
-            KeeperError: a directory or file is not safe to use.
+            KeeperError: a directory or file is not safe to use, or nothing more can be stored.
             PieError: the engine cannot be reached, and there is nothing in the store either that could be served.
 
         Cancellation: clients are told, what came is committed, and the connection to the engine is closed; all that is
@@ -193,7 +194,9 @@ class Keeper:
         for path in (self.socket, self._store_path):
             if path is not None:
                 stack.enter_context(lock_file(path.with_name(f"{path.name}.lock")))
-        self._store = Store(self._store_path, self.limits)
+        with _storing():
+            self._store = Store(self._store_path, self.limits)
+        stack.enter_context(_storing())
         stack.callback(self._store.close)
         if self._store.set_aside is not None:
             logger.warning("what was stored cannot be read; it was renamed to %s", self._store.set_aside)
@@ -289,11 +292,23 @@ class Keeper:
             with move_on_after(_PURGE_SECONDS):
                 await self._dirty.wait()
                 await checkpoint()  # others have something to store in this turn, too
-            for record in self.store.commit():
+            with _storing():
+                changed = self.store.commit()
+            for record in changed:
                 for session in self.sessions:
                     session.notify(record)
             if self._resting != self._rested:
                 self._note_rest()
+
+
+@contextmanager
+def _storing() -> Generator[None]:
+    """Have the file's errors say what they mean: a keeper that can store nothing can keep nothing."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        msg = f"the keeper cannot use its store any more: {exc}"
+        raise KeeperError(msg) from exc
 
 
 def socket_url(path: Path) -> str:

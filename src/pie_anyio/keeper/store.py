@@ -132,6 +132,7 @@ class Store:
         self._appended: list[tuple[Record, Row]] = []
         self._changed: dict[Record, None] = {}
         self._number = 0
+        self._closed = False
         self._database = self._open()
 
     # --- the file --------------------------------------------------------------------------------------------------
@@ -194,12 +195,17 @@ class Store:
         self.records, self._numbers, self.running, self.bytes, self._number = {}, {}, set(), 0, 0
 
     def close(self) -> None:
-        """Commit and close. Idempotent."""
-        try:
-            self.commit()
-        except sqlite3.ProgrammingError:
-            return  # it is closed
-        self._database.close()
+        """Commit and close. Idempotent.
+
+        Raises:
+            sqlite3.Error: as :meth:`commit`; it is closed all the same.
+        """
+        if not self._closed:
+            self._closed = True
+            try:
+                self.commit()
+            finally:
+                self._database.close()
 
     # --- facts about the engine ------------------------------------------------------------------------------------
 
