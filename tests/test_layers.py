@@ -27,7 +27,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "L3": frozenset({"_transport"}),
     "files": frozenset({"_inferlet", "_keys", "_manifest", "_programs", "_ssh_agent"}),
     "L4": frozenset({"_session"}),
-    "L5": frozenset({"_client", "_fleet", "_mcp", "_pool", "_process"}),
+    "L5": frozenset({"_arguments", "_client", "_fleet", "_mcp", "_pool", "_process"}),
     "L6": frozenset(
         {"_map", "_map_policy", "_map_queue", "_map_runner", "_map_source", "_outcomes", "_pie_client"}
     ),

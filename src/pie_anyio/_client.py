@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import ssl
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
@@ -14,6 +13,16 @@ from typing import Any, Final, NoReturn, Self, cast
 
 from anyio import AsyncContextManagerMixin, fail_after, to_thread
 
+from ._arguments import (
+    canonical_id,
+    check_credentials,
+    check_identity,
+    check_number,
+    check_text,
+    check_tool_server,
+    check_user_agent,
+    read_text,
+)
 from ._exceptions import ConnectError, InvalidRequest, RemoteProtocolError
 from ._flow.buffers import OverflowPolicy
 from ._inferlet import Inferlet
@@ -38,7 +47,6 @@ __all__ = ["KeyLike", "ProcessClient"]
 KeyLike = ParsedPrivateKey | Signer | str | os.PathLike[str]
 """A private key: parsed, or its path, or ``"agent"`` for the SSH agent, or anything that signs."""
 
-_DEFAULT_IDENTITY: Final = "default/pie-anyio"
 _DEFAULT_KEEPALIVE: Final = Keepalive()
 
 
@@ -78,11 +86,11 @@ class ProcessClient(AsyncContextManagerMixin):
         limits: Limits | None = None,
         user_agent: str | None = None,
     ) -> None:
-        _check_credentials(username, key, token)
+        check_credentials(username, key, token)
         self._options = SessionOptions(
             endpoint=parse_endpoint(url, ssl_context, require_tls=require_tls),
-            identity=_check_identity(identity, username),
-            user_agent=_check_user_agent(user_agent) or f"pie-anyio/{_own_version()}",
+            identity=check_identity(identity, username),
+            user_agent=check_user_agent(user_agent) or f"pie-anyio/{_own_version()}",
             limits=limits or Limits(),
             keepalive=keepalive,
             connect_timeout=connect_timeout,
@@ -211,7 +219,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the connection may be logged in or not; call again.
         """
-        _check_text("authenticate", username=username)
+        check_text("authenticate", username=username)
         signers = [] if private_key is None else await self._load_signers(private_key)
         await self._session.connected()
         await login_with_key(self._session, username, signers)
@@ -230,7 +238,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the connection may be logged in or not; call again.
         """
-        _check_text("auth_by_token", token=token)
+        check_text("auth_by_token", token=token)
         await self._session.connected()
         await login_with_token(self._session, token)
 
@@ -281,7 +289,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: harmless.
         """
-        _check_text("query", subject=subject, record=record)
+        check_text("query", subject=subject, record=record)
         await self._session.ready()
         if self.generation is Generation.V04 and subject != "model_status":
             msg = f"an engine of generation 0.4 never answers query({subject!r}, ...); it knows 'model_status' only"
@@ -361,7 +369,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: what was sent is forgotten by the engine.
         """
-        manifest = await to_thread.run_sync(_read_text, manifest_path)
+        manifest = await to_thread.run_sync(read_text, manifest_path)
         await self._install(os.fspath(wasm_path), manifest, force_overwrite)
 
     async def install_program_bytes(
@@ -417,7 +425,7 @@ class ProcessClient(AsyncContextManagerMixin):
             text = encode_input(input)
             session = self._session
             if token_budget is not None:
-                _check_number("token_budget", token_budget, 0, 2**64 - 1)
+                check_number("token_budget", token_budget, 0, 2**64 - 1)
                 await session.require("token_budget", "token_budget")
             elif not session.is_ready:
                 await session.ready()
@@ -440,7 +448,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the process is not touched.
         """
-        wanted = _canonical_id(process_id)
+        wanted = canonical_id(process_id)
 
         async def begin() -> Run:
             await self._session.ready()
@@ -488,7 +496,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the request may have been sent; repeat it.
         """
-        await terminate_by_id(self._session, _canonical_id(process_id))
+        await terminate_by_id(self._session, canonical_id(process_id))
 
     async def signal_process(self, process_id: str, message: str) -> None:
         """Send a string to a process that this connection launched or attached to; see :meth:`Process.signal`.
@@ -501,7 +509,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: either nothing was sent, or all of it will be.
         """
-        await send_signal(self._session, _canonical_id(process_id), message)
+        await send_signal(self._session, canonical_id(process_id), message)
 
     async def launch_daemon(self, inferlet: str, port: int, input: Any = None) -> None:
         """Start an HTTP daemon on the engine's loopback interface (0.4).
@@ -516,7 +524,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the daemon may have been started.
         """
-        _check_number("launch_daemon: the port", port, 1, 65535)
+        check_number("launch_daemon: the port", port, 1, 65535)
         text = encode_input(input)
         await self._session.require("launch_daemon", "daemons")
         await self._ask(messages.LaunchDaemon(port, program_name(inferlet, bare=False), text), inferlet)
@@ -545,108 +553,6 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the server is ended. The engine may know the name already; calls to it are answered with an error.
         """
-        words = _check_tool_server(name, transport, command, args, url)
+        words = check_tool_server(name, transport, command, args, url)
         await self._session.require("register_mcp_server", "mcp")
         await self._tools.register(name, words[0], words[1:])
-
-
-def _check_text(call: str, **texts: object) -> None:
-    """Refuse what is no text: engines do not answer a message that has something else in its place."""
-    for name, value in texts.items():
-        if not isinstance(value, str):
-            # Only the type is named: the value may be a secret.
-            msg = f"{call}: {name} must be a string, not {type(value).__name__}"
-            raise InvalidRequest(msg)
-
-
-def _check_tool_server(
-    name: str, transport: str, command: str | None, args: Sequence[str] | None, url: str | None
-) -> list[str]:
-    """Check what describes a tool server; give its command with the arguments."""
-    _check_text("register_mcp_server", name=name, transport=transport)
-    if transport != "stdio":
-        msg = f"register_mcp_server: the transport must be 'stdio', not {transport!r}"
-        raise InvalidRequest(msg)
-    if url is not None:
-        msg = "register_mcp_server: a 'stdio' server has a command=, not a url="
-        raise InvalidRequest(msg)
-    if not command:
-        msg = "register_mcp_server: a 'stdio' server needs a command="
-        raise InvalidRequest(msg)
-    if args is not None and not isinstance(args, (list, tuple)):
-        msg = f"register_mcp_server: args must be a list of strings, not {type(args).__name__}"
-        raise InvalidRequest(msg)
-    words = [command, *(args or [])]
-    for word in words:
-        _check_text("register_mcp_server", **{"command and args": word})
-        if "\0" in word:  # some loops would start what stands before it
-            msg = f"register_mcp_server: no command or argument has a null character in it: {word!r}"
-            raise InvalidRequest(msg)
-    return words
-
-
-def _check_number(what: str, value: object, low: int, high: int) -> None:
-    """Refuse what is no integer in range, for the same reason."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        msg = f"{what} must be an integer between {low} and {high}, not {value!r}"
-        raise InvalidRequest(msg)
-
-
-def _canonical_id(process_id: str) -> str:
-    """Spell an id as engines do, so that it can be compared; leave alone what is no UUID."""
-    if not isinstance(process_id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        msg = f"a process id is a string, not {type(process_id).__name__}"  # type: ignore[unreachable]
-        raise InvalidRequest(msg)
-    try:
-        return str(uuid.UUID(process_id))
-    except ValueError:
-        return process_id
-
-
-def _check_credentials(username: str | None, key: KeyLike | None, token: str | None) -> None:
-    if token is not None and (username is not None or key is not None):
-        msg = "give either token=, or username= with key=, not both"
-        raise InvalidRequest(msg)
-    if key is not None and username is None:
-        msg = "key= needs username= beside it"
-        raise InvalidRequest(msg)
-
-
-def _check_identity(identity: str | None, username: str | None) -> str:
-    """Check what goes into the ``x-pie-identity`` header (0.5): ``tenant/user`` or ``user``."""
-    text = (
-        identity
-        if identity is not None
-        else username
-        if username and username.isascii()
-        else _DEFAULT_IDENTITY
-    )
-    if (
-        not text.strip()
-        or not text.isascii()
-        or not text.isprintable()
-        or not text.rpartition("/")[2].strip()
-    ):
-        msg = f"identity must be 'tenant/user' or 'user' in printable ASCII, not {text!r}"
-        raise InvalidRequest(msg)
-    return text
-
-
-def _check_user_agent(text: str | None) -> str | None:
-    """Check what goes into a header, where a line break would begin another one."""
-    if text is not None and not (text.isascii() and text.isprintable()):
-        msg = f"user_agent must be printable ASCII, not {text!r}"
-        raise InvalidRequest(msg)
-    return text
-
-
-def _read_text(path: str | os.PathLike[str]) -> str:
-    try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
-            return file.read()
-    except OSError as exc:
-        msg = f"cannot read the manifest {os.fspath(path)}: {exc.strerror or exc}"
-        raise InvalidRequest(msg) from exc
-    except UnicodeDecodeError as exc:
-        msg = f"the manifest {os.fspath(path)} is not UTF-8 text"
-        raise InvalidRequest(msg) from exc
