@@ -432,7 +432,7 @@ class ProcessClient(AsyncContextManagerMixin):
             capabilities = session.capabilities
             bare = capabilities is not None and capabilities.bare_program_names
             request = messages.LaunchProcess(program_name(inferlet, bare=bare), text, True, token_budget)
-            return session.start(request, quiet=not capture_outputs, overflow=overflow)
+            return session.runs.start(request, quiet=not capture_outputs, overflow=overflow)
 
         return ProcessCall(self._session, begin, f"launch_process({inferlet!r})")
 
@@ -455,7 +455,7 @@ class ProcessClient(AsyncContextManagerMixin):
             known = self._session.registry.by_id.get(wanted)
             if known is not None and not known.released:
                 return known
-            return self._session.start(messages.AttachProcess(wanted))
+            return self._session.runs.start(messages.AttachProcess(wanted))
 
         return ProcessCall(self._session, begin, f"attach_process({process_id!r})")
 

@@ -88,7 +88,7 @@ class Fleet:
     ) -> None:
         try:
             request = LaunchProcess(self._name_for(session), encode_input(value), True, token_budget)
-            run = session.start(request, quiet=True)
+            run = session.runs.start(request, quiet=True)
         except BaseException:
             self._launcher.put_back(session)
             raise
@@ -133,11 +133,11 @@ class Fleet:
         try:
             for session, runs in sessions.items():
                 if self._deadline is None:
-                    self._deadline = session.grace_deadline()
-                session.release_all(runs)
+                    self._deadline = session.runs.grace_deadline()
+                session.runs.release_all(runs)
             for session, runs in sessions.items():
                 assert self._deadline is not None
-                await session.confirm_all(runs, self._deadline)
+                await session.runs.confirm_all(runs, self._deadline)
         finally:
             for runs in sessions.values():
                 for run in runs:

@@ -128,7 +128,7 @@ class PieClient(ProcessClient):
             for process in processes:
                 run = self.session.registry.by_id.get(process.process_id)
                 if run is not None:
-                    self.session.release(run)
+                    self.session.runs.release(run)
             raise
         return processes
 

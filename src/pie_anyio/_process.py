@@ -176,7 +176,7 @@ class ProcessCall:
             # Cancelled, or refused; for the latter there is nothing left to release. The core ends the process as
             # soon as it learns its id, so nothing needs to be waited for here.
             if ours:
-                self._session.forsake(run)
+                self._session.runs.forsake(run)
             raise
         run.detached = False
         return Process(self._session, run)
@@ -445,8 +445,8 @@ class Process:
 async def end_run(session: Session, run: Run) -> None:
     """End a run whose owner leaves, unless it was detached or has ended."""
     if not run.ended.done and not run.detached:
-        session.release(run)
-        await session.confirm(run, session.grace_deadline())
+        session.runs.release(run)
+        await session.runs.confirm(run, session.runs.grace_deadline())
 
 
 async def send_signal(session: Session, process_id: str, message: str, *, ended: bool = False) -> None:

@@ -147,15 +147,19 @@ async def watch(engine: SimulatedEngine, client: PieClient, call: Any) -> None:
 
 
 class Stub:
-    """A launcher and its session, whose runs end as the test says."""
+    """A launcher, its session and what that does with runs, which end as the test says."""
 
     capabilities = None
 
     def __init__(self, *, ending: Ending | None = None, error: Exception | None = None) -> None:
         self.ending = ending
         self.error = error
-        self.runs: list[Run] = []
+        self.started: list[Run] = []
         self.picked = 0
+
+    @property
+    def runs(self) -> Stub:
+        return self
 
     def pick_now(self) -> None:
         return None
@@ -173,7 +177,7 @@ class Stub:
 
     def start(self, request: Any, *, quiet: bool) -> Run:
         run = Run(request.inferlet, CorrelationId(1), ReplySlot(), ReplySlot())
-        self.runs.append(run)
+        self.started.append(run)
         if self.ending is not None:
             run.ended.set_result(self.ending)
         return run
@@ -186,9 +190,9 @@ async def test_a_run_is_counted_once() -> None:
     ended: list[Run] = []
     await fleet.start(1, None, ended.append)
     assert (fleet.receipt(), stub.picked) == (Receipt(started=1, running=1), 1)
-    stub.runs[0].ended.set_result(Ending(EndKind.RETURNED))
+    stub.started[0].ended.set_result(Ending(EndKind.RETURNED))
     assert fleet.receipt() == fleet.receipt() == Receipt(started=1, returned=1)
-    assert ended == stub.runs
+    assert ended == stub.started
     assert stub.picked == 0
 
 
@@ -215,10 +219,10 @@ async def test_what_ends_in_the_step_that_stops_the_map(kind: EndKind) -> None:
         await anyio.wait_all_tasks_blocked()
         assert call._runner is not None
         call._runner.stop()
-        stub.runs[0].ended.set_result(Ending(kind, error=error))
+        stub.started[0].ended.set_result(Ending(kind, error=error))
     outcomes = [outcome.status async for outcome in call]
     assert outcomes == ([] if kind is EndKind.REFUSED else [kind.value])
-    assert len(stub.runs) == 1
+    assert len(stub.started) == 1
     receipt = call.receipt
     assert (receipt.not_started, receipt.lost, receipt.returned) == (
         kind is EndKind.REFUSED,

@@ -200,7 +200,7 @@ async def test_an_end_that_is_seen_between_two_looks_settles_a_run() -> None:
         process = await bench.client.launch_process("wait@0.1.0", 7)
         bench.engine.faults.answers["attach_process"] = (False, "Process not found")
         await bench.cut_and_restore()
-        bench.client.session.lose(
+        bench.client.session.runs.lose(
             bench.client.session.registry.by_id[process.process_id], "x"
         )  # it is not known
         assert not process.ended
@@ -402,7 +402,7 @@ async def test_a_launch_that_never_left_is_sent_again() -> None:
     async with connected() as bench:
         await bench.client.ping()
         session = bench.client.session
-        run = session.start(LaunchProcess("echo@0.1.0", "5", True, None))
+        run = session.runs.start(LaunchProcess("echo@0.1.0", "5", True, None))
         session.link.fail(CUT)
         assert not run.started.done
         ending = await run.ended.wait()
@@ -417,7 +417,7 @@ async def test_an_attach_that_continues_a_run_is_not_sent_again() -> None:
         process = await bench.client.launch_process("wait@0.1.0", 7)
         session = bench.client.session
         await bench.cut_and_restore()
-        answer = session.reattach(session.registry.by_id[process.process_id])
+        answer = session.runs.reattach(session.registry.by_id[process.process_id])
         session.link.fail(CUT)
         assert (await answer.wait())[0] is False
         await session.ready()
@@ -443,10 +443,10 @@ async def test_a_launch_that_never_left_and_never_will() -> None:
         await bench.client.ping()
         bench.engine.faults.stall_handshakes = True
         session = bench.client.session
-        run = session.start(LaunchProcess("echo@0.1.0", "5", True, None))
-        session.start(LaunchProcess("echo@0.1.0", "6", True, None), quiet=True)
+        run = session.runs.start(LaunchProcess("echo@0.1.0", "5", True, None))
+        session.runs.start(LaunchProcess("echo@0.1.0", "6", True, None), quiet=True)
         session.link.fail(CUT)
-        session.release(run)
+        session.runs.release(run)
     assert bench.client.receipt.not_started == 2
 
 
@@ -455,9 +455,9 @@ async def test_a_launch_that_never_left_is_withdrawn_for_want_of_its_owner() -> 
     async with connected() as bench:
         await bench.client.ping()
         session = bench.client.session
-        run = session.start(LaunchProcess("echo@0.1.0", "5", True, None))
+        run = session.runs.start(LaunchProcess("echo@0.1.0", "5", True, None))
         session.link.fail(CUT)
-        session.release(run)
+        session.runs.release(run)
         assert run.ended.done
         await session.ready()
         await bench.client.ping()
@@ -490,7 +490,7 @@ async def test_a_launch_that_the_next_engine_does_not_take_is_refused() -> None:
     async with connected() as bench:
         await bench.client.ping()
         session = bench.client.session
-        run = session.start(LaunchProcess("echo@0.1.0", "x" * (8 << 20), True, None))
+        run = session.runs.start(LaunchProcess("echo@0.1.0", "x" * (8 << 20), True, None))
         session.link.fail(CUT)
         assert session._supervisor is not None
         await session.drop_link()
@@ -595,7 +595,7 @@ async def test_one_attempt(caplog: pytest.LogCaptureFixture) -> None:
         await bench.client.ping()
         bench.engine.faults.refuse_handshakes = (503, b"")
         session = bench.client.session
-        run = session.start(LaunchProcess("echo@0.1.0", "5", True, None))
+        run = session.runs.start(LaunchProcess("echo@0.1.0", "5", True, None))
         session.link.fail(CUT)
         with pytest.raises(ConnectionLost, match="in 1 attempt:") as caught:
             await run.started.wait()

@@ -47,7 +47,6 @@ async def test_a_pump_that_comes_too_late_does_not_run() -> None:
     await session._pump(pump)
 
 
-
 async def test_a_tool_call_without_tools_is_ignored() -> None:
     """No engine sends one before a tool server was registered; one that does gets no answer."""
     session = new_session()

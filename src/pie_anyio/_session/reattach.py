@@ -107,7 +107,7 @@ class Reattacher:
     async def _attach(self, runs: list[Run]) -> None:
         """Attach to all at once; what is refused stays open."""
         session = self._session
-        answers = [(run, session.reattach(run)) for run in runs]
+        answers = [(run, session.runs.reattach(run)) for run in runs]
         for run, answer in answers:
             ok, detail = await answer.wait()
             if not ok:
@@ -115,7 +115,7 @@ class Reattacher:
                 continue
             del self._open[run]
             if run.released:  # meanwhile; the terminate could not be sent before the engine had answered
-                session.end_remotely(run)
+                session.runs.end_remotely(run)
 
     async def _terminate(self, runs: list[Run]) -> None:
         """End all at once; what the engine does not confirm stays open."""

@@ -74,7 +74,7 @@ class Reconciler:
                 self._suspects[process_id] = 1
             else:
                 del self._suspects[process_id]
-                self._session.lose(by_id[process_id], _WHY)
+                self._session.runs.lose(by_id[process_id], _WHY)
 
 
 def listed_ids(result: str) -> set[str] | None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -17,27 +17,26 @@ from .._exceptions import (
     SessionError,
     UnsupportedByEngine,
 )
-from .._flow.buffers import ByteBudget, OverflowPolicy
-from .._flow.pausing import Intake, make_buffer
+from .._flow.buffers import ByteBudget
+from .._flow.pausing import Intake
 from .._flow.scopes import cleanup_until, raise_single
 from .._flow.slots import Rejected, ReplySlot
 from .._flow.suspension import SuspensionWatch
-from .._protocol.messages import BUSY, AttachProcess, AuthIdentify, LaunchProcess, McpRequest, Request
+from .._protocol.messages import BUSY, AuthIdentify, McpRequest, Request
 from .._protocol.state import ConnectionState
 from .._transport.stream import open_transport
-from .._types import CAPABILITIES, Capabilities, CorrelationId, Generation
+from .._types import CAPABILITIES, Capabilities, Generation
 from .opening import finish_handshake, make_link
 from .options import SessionOptions
 from .pumps import Link, keep_alive, read, write
 from .reconcile import Reconciler
 from .refusals import engine_error
-from .registry import Ending, EndKind, Registry, Run
+from .registry import Registry
 from .router import Router, logger
+from .runs import Runs
 from .supervisor import Supervisor
 
 ABORTED: Final = "stream aborted"
-_NAMED: Final = 5
-"""How many processes a warning names."""
 
 
 class Session(AsyncContextManagerMixin):
@@ -76,6 +75,7 @@ class Session(AsyncContextManagerMixin):
         """Requests were sent without credentials, which the engine accepted."""
         self.after_login: list[Callable[[], Awaitable[None]]] = []
         """What else a new connection has to be told (0.4: the tool servers)."""
+        self.runs: Runs = Runs(self)
         self._supervisor = Supervisor(self, options.reconnect) if options.reconnect is not None else None
 
     # --- lifetime --------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class Session(AsyncContextManagerMixin):
         for run in self.registry.by_id.values():
             # Only runs that nobody scopes are left here, and that generation lets them run on.
             run.detached = run.detached or (survives and not run.released)
-        with cleanup_until(self.grace_deadline()):
+        with cleanup_until(self.runs.grace_deadline()):
             for run in list(self.registry.unconfirmed):
                 await run.ended.wait()
         protocol.close()
@@ -245,6 +245,12 @@ class Session(AsyncContextManagerMixin):
             msg = f"the connection to {link.transport.name} is being closed, since the client's block is left"
             raise ConnectionClosed(msg, issued=False)
         return link
+
+    @property
+    def last_link(self) -> Link:
+        """The parts of the connection that there is, or was last; a run has had one."""
+        assert self._link is not None
+        return self._link
 
     @property
     def is_connected(self) -> bool:
@@ -429,125 +435,6 @@ class Session(AsyncContextManagerMixin):
             await link.requests.wait_below()
         return link
 
-    # --- runs ------------------------------------------------------------------------------------------------------
-
-    def start(
-        self,
-        request: LaunchProcess | AttachProcess,
-        *,
-        quiet: bool = False,
-        overflow: OverflowPolicy = "error",
-    ) -> Run:
-        """Submit a launch or attach, synchronously; the caller owns the run from here on and must release it.
-
-        Call :meth:`ready` before.
-        """
-        link = self.link
-        attaching = isinstance(request, AttachProcess)
-        program = f"process {request.process_id}" if isinstance(request, AttachProcess) else request.inferlet
-        buffer = None
-        if not quiet:
-            limit = self.options.limits.process_buffer_bytes
-            buffer = make_buffer(limit, self.buffered, overflow, self.intake)
-        run = Run(program, CorrelationId(0), ReplySlot(), ReplySlot(), buffer, attached=attaching)
-        run.corr_id = link.protocol.submit(request, run, quiet=quiet)
-        run.submitted_at = current_time()
-        self.registry.launch(run)
-        link.send_soon()
-        return run
-
-    def release(self, run: Run) -> None:
-        """Begin to end a run whose owner leaves, in whatever state it is. Synchronous and idempotent."""
-        self.release_all((run,))
-
-    def release_all(self, runs: Iterable[Run]) -> None:
-        """Begin to end runs, as :meth:`release` does one; what has to be sent goes on its way together."""
-        link = self._link
-        assert link is not None
-        for run in runs:
-            if not run.ended.done and not run.released:
-                self._release(run, link)
-        link.flush()
-
-    def _release(self, run: Run, link: Link) -> None:
-        run.released = True
-        if run.buffer is not None:
-            run.buffer.discard()
-        if run.process_id:
-            link.protocol.release(run.process_id)
-        elif self._withdraws(run, link):
-            self.registry.end(run, Ending(EndKind.WITHDRAWN))
-        if not run.ended.done:
-            self.registry.note_unconfirmed(run)  # taken back by its end
-
-    @staticmethod
-    def _withdraws(run: Run, link: Link) -> bool:
-        """Give up a launch or attach that has no answer; tell whether nothing of it was sent."""
-        # Without a number it waits for the next connection, which has not seen it.
-        return not run.corr_id or link.protocol.abandon(run.corr_id) == 0
-
-    def reattach(self, run: Run) -> ReplySlot[tuple[bool, str]]:
-        """Ask to continue a run that another connection left; give where the answer will be."""
-        link = self.link
-        run.reattaching = answer = ReplySlot[tuple[bool, str]]()
-        run.corr_id = link.protocol.submit(AttachProcess(run.process_id), run, quiet=run.buffer is None)
-        link.flush()
-        return answer
-
-    def end_remotely(self, run: Run) -> None:
-        """Have the engine end a run that was released while no connection could carry that."""
-        link = self.link
-        link.protocol.release(run.process_id)
-        link.flush()
-
-    def forsake(self, run: Run) -> None:
-        """Give up a launch or attach whose caller leaves before it has the answer. Synchronous and idempotent.
-
-        What was launched is ended. What was only to be attached to belongs to somebody else and goes on.
-        """
-        if not run.attached:
-            self.release(run)
-        elif not run.ended.done:
-            link = self._link
-            assert link is not None
-            run.detached = True
-            if not run.process_id and self._withdraws(run, link):
-                self.registry.end(run, Ending(EndKind.WITHDRAWN))
-            link.flush()
-
-    async def confirm(self, run: Run, deadline: float) -> bool:
-        """Wait for a released run to be seen to end, until a deadline on the loop's clock; else put it on record.
-
-        Cancellation: it is shielded until the deadline. A native cancel of asyncio goes through; the run is then on
-        record as unconfirmed until it is seen to end.
-        """
-        await self.confirm_all((run,), deadline)
-        return run not in self.registry.unconfirmed
-
-    async def confirm_all(self, runs: Collection[Run], deadline: float) -> None:
-        """Wait for released runs as :meth:`confirm` does for one, all until the same deadline.
-
-        Cancellation: as for one.
-        """
-        if all(run.ended.done for run in runs):
-            return
-        with cleanup_until(deadline):
-            for run in runs:
-                if not run.ended.done:
-                    await run.ended.wait()
-        _warn_of_unconfirmed([run.process_id or "?" for run in runs if not run.ended.done])
-
-    def grace_deadline(self) -> float:
-        """Give the point in time up to which released runs are waited for."""
-        return current_time() + self.options.terminate_grace
-
-    def lose(self, run: Run, why: str) -> None:
-        """Give up a run that the engine will not report on any more."""
-        link = self._link
-        assert link is not None  # a run has a connection
-        link.protocol.lose(run.process_id, why)
-        link.flush()
-
     # --- what the engine says on its own ---------------------------------------------------------------------------
 
     def _on_notice(self, text: str) -> None:
@@ -562,19 +449,6 @@ class Session(AsyncContextManagerMixin):
     def _on_tool(self, request: McpRequest) -> None:
         if self.tool_handler is not None:
             self.tool_handler(request)
-
-
-def _warn_of_unconfirmed(ids: list[str]) -> None:
-    """Put processes that did not confirm their end on record, once for all that were ended together."""
-    if len(ids) == 1:
-        logger.warning("process %s was told to end and did not confirm it in time", ids[0])
-    elif ids:
-        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-        shown = ", ".join(ids[:_NAMED])
-        text = (
-            "%d processes were told to end and did not confirm it in time: %s%s; the receipt names them all"
-        )
-        logger.warning(text, len(ids), shown, more)
 
 
 def transport_dead(link: Link) -> bool:

@@ -77,7 +77,9 @@ class Supervisor:
         if not self.is_down:
             logger.warning("the connection to %s was lost, trying to restore it: %s", self._name, reason)
             self.is_down = True
-            self._session.intake.is_suspended = True  # answers have to be read now, whoever is behind with events
+            self._session.intake.is_suspended = (
+                True  # answers have to be read now, whoever is behind with events
+            )
             self._back = Event()
             self._settled = Event()
         self._lost.set()

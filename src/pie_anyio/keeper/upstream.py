@@ -305,7 +305,7 @@ async def _begin(client: PieClient, request: messages.LaunchProcess | messages.A
 
     async def begin() -> Any:
         await client.session.ready()
-        return client.session.start(request, quiet=quiet, overflow="drop_oldest")
+        return client.session.runs.start(request, quiet=quiet, overflow="drop_oldest")
 
     return await ProcessCall(client.session, begin, request.type)
 
