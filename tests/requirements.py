@@ -135,6 +135,13 @@ COMPARISON: Final[dict[str, tuple[str, ...]]] = {
     "lost connection": (
         f"{_DEFECTS}test_p04_what_comes_after_the_end_fails_too",
         f"{_DEFECTS}test_p05_loss_is_no_error_event",
+        "session/test_reconnect.py::test_a_run_goes_on_where_the_engine_lets_it",
+        "real/test_outages.py::test_a_restart_on_the_same_port_under_a_map",
+    ),
+    "detach, and attach from another connection": (
+        "real/test_keeper.py::test_a_client_comes_back_to_its_process",
+        "contract/test_contract.py::test_disconnect_ends_captured_processes",
+        "keeper/test_official.py::test_come_back",
     ),
     "`recv()` after the last event": (f"{_DEFECTS}test_p16_receiving_after_the_end",),
     "unreadable message": (f"{_DEFECTS}test_p02_odd_frames_do_no_harm", f"{_BAD}test_garbage_messages"),

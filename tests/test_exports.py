@@ -81,4 +81,6 @@ def test_public_objects_go_by_a_public_name(module: ModuleType) -> None:
 
 def is_public(home: str) -> bool:
     # The modules of the testing kit are public themselves, and loaded one by one.
-    return home in {"pie_anyio", "pie_anyio.keeper"} or (home.startswith("pie_anyio.testing") and "._" not in home)
+    return home in {"pie_anyio", "pie_anyio.keeper"} or (
+        home.startswith("pie_anyio.testing") and "._" not in home
+    )

@@ -405,7 +405,9 @@ class Process:
         Cancellation: a file that was sent in part is made invalid; the process does not receive it.
         """
         content = await open_content(file_bytes)
-        await self._session.ready()  # a process that is over because there is no connection must not look served
+        await (
+            self._session.ready()
+        )  # a process that is over because there is no connection must not look served
         if not self.ended:
             await transfer(self._session, self.process_id, content)
 

@@ -800,3 +800,10 @@ async def _play_cut(profile: Any, wrap: Callable[[ByteStream], ByteStream]) -> s
         finally:
             assert client.receipt.running == 0
         return "through"
+
+
+@pytest.mark.parametrize("text", ["a\r\nx-other: 1", "\0", "pié"])
+def test_a_user_agent_that_is_no_header(text: str) -> None:
+    """A line break in it would begin another header."""
+    with pytest.raises(InvalidRequest, match="user_agent must be printable ASCII"):
+        PieClient("ws://127.0.0.1:1", user_agent=text)

@@ -436,3 +436,10 @@ def test_endings_as_errors() -> None:
         assert "launch of p@0.1.0" in str(error)
         if isinstance(error, ProcessLost):
             assert error.issued is (kind is EndKind.LOST)
+
+
+async def test_a_process_without_output_can_be_detached(client: PieClient) -> None:
+    """There is no buffer that would have to let go of the connection."""
+    async with client.launch_process("echo@0.1.0", 5, capture_outputs=False) as process:
+        assert process.detach() == process.process_id
+        assert await process.result() == 5

@@ -71,16 +71,19 @@ def test_commands_are_there() -> None:
 
 
 def test_map_and_run_work(url: str, invoke: Invoke) -> None:
-    """The two commands that need an engine, against what `pie-anyio engine` serves."""
+    """The commands that need an engine, against what `pie-anyio engine` serves; one of them starts a keeper."""
     Path("questions.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     ran = [
         arguments
         for program, *arguments in commands()
-        if program == "pie-anyio" and arguments[0] in {"run", "map"}
+        if program == "pie-anyio" and arguments[0] in {"run", "map", "ps"}
     ]
-    assert len(ran) == 2
-    for arguments in ran:
-        assert invoke(*arguments, "--url", url).code == 0
+    assert len(ran) == 4
+    try:
+        for arguments in ran:
+            assert invoke(*arguments, "--url", url).code == 0
+    finally:
+        assert invoke("keep", "--stop", "--url", url).code == 0
 
 
 def test_links_lead_somewhere() -> None:

@@ -148,7 +148,9 @@ def test_json_can_be_read() -> None:
             json.loads(line)
 
 
-@pytest.mark.parametrize("module", [pie_anyio, pie_anyio.keeper, pie_anyio.testing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [pie_anyio, pie_anyio.keeper, pie_anyio.testing], ids=lambda module: module.__name__
+)
 def test_every_public_name_is_in_the_reference(module: object) -> None:
     """Each name that can be imported has its entry, and no entry is for a name that cannot."""
     name = getattr(module, "__name__", "")

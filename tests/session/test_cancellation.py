@@ -157,7 +157,7 @@ async def test_attaching_to_what_one_has(profile: Any, how: How) -> None:
 async def test_an_upload(profile: Any, how: How, tmp_path: Path) -> None:
     """It can be repeated at once, and then counts; no file stays open, no lock is held."""
     path, manifest = tmp_path / "p.wasm", tmp_path / "Pie.toml"
-    path.write_bytes(b"\0asm" + bytes(700_000))
+    path.write_bytes(b"\0asm" + bytes(2_000_000))  # more than fits into the window for chunks
     manifest.write_text(MANIFEST, encoding="utf-8")
 
     async def scenario(point: CancelPoint) -> None:
@@ -175,7 +175,7 @@ async def test_an_upload(profile: Any, how: How, tmp_path: Path) -> None:
 @PROFILES
 async def test_a_file(profile: Any, how: How) -> None:
     """Sent in part, it is made invalid, so that the next one arrives whole."""
-    content = bytes(range(256)) * 3000
+    content = bytes(range(256)) * 8000  # more than fits into the window for chunks
 
     async def scenario(point: CancelPoint) -> None:
         async with engine_of(profile) as engine, PieClient(engine.connectable) as client:

@@ -548,6 +548,37 @@ async def test_a_signal_that_finds_no_room_goes_on_the_next_connection() -> None
         assert bench.heard == ["hello"]
 
 
+async def test_a_signal_without_another_connection() -> None:
+    """It is told that there was no room for it until there was no connection."""
+    async with connected("v04", policy=None) as bench:
+        process = await bench.client.launch_process("listen@0.1.0")
+        bench.client.session.link.requests.set_level(1 << 40)
+        async with anyio.create_task_group() as tasks:
+
+            async def signal() -> None:
+                with pytest.raises(ConnectionLost) as caught:
+                    await process.signal("hello")
+                assert caught.value.issued is False
+
+            tasks.start_soon(signal)
+            await wait_all_tasks_blocked()
+            await bench.cut()
+
+
+async def test_a_file_waits_until_its_process_is_attached() -> None:
+    """As a signal does."""
+    async with connected("v04") as bench:
+        process = await bench.client.launch_process("take@0.1.0")
+        bench.engine.faults.answers["attach_process"] = (False, "Process not found")
+        await bench.cut_and_restore()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(process.transfer_file, b"content")
+            await anyio.sleep(0.5)
+            assert not bench.engine.received_counts["transfer_file"]
+            bench.engine.faults.answers.clear()
+        assert await process.result() == len(b"content")
+
+
 async def test_a_signal_that_found_room_too_late() -> None:
     """There was room again, and in the next moment no connection."""
     async with connected("v04") as bench:

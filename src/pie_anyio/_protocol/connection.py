@@ -564,7 +564,9 @@ class ClientProtocol:
         for pending in left:
             issued = pending.state is not RequestState.QUEUED
             pending.advance(RequestTrigger.CONNECTION_ENDED)
-            self._events.append(core.RequestLost(pending.owner, issued, reason, pending.request, pending.quiet))
+            self._events.append(
+                core.RequestLost(pending.owner, issued, reason, pending.request, pending.quiet)
+            )
 
 
 def refusal_error(refused: wire.UpgradeRefused) -> ConnectError:

@@ -203,6 +203,7 @@ async def transfer(session: Session, process_id: str, content: Content) -> None:
     Cancellation: a file that was sent in part is made invalid, so the process does not receive it.
     """
     await session.ready()
+    await session.settled()  # engines drop what is for a process that this connection is not attached to
     async with _turn(session, content.digest):
         link = session.link
         sent = 0

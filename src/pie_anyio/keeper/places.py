@@ -42,7 +42,7 @@ class Places:
         name = blake3.blake3("\0".join(part or "" for part in login).encode()).hexdigest()[:16]
         state = platformdirs.user_state_path("pie-anyio", appauthor=False) / "keeper" / name
         folder = state
-        if os.environ.get("XDG_RUNTIME_DIR"):
-            # Without it, the directory for sockets would be one in /tmp that anybody could make before us.
-            folder = platformdirs.user_runtime_path("pie-anyio", appauthor=False) / name
+        if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+            # Not through platformdirs, which falls back to a directory in /tmp that anybody could make before us.
+            folder = Path(runtime) / "pie-anyio" / name
         return cls(folder / "socket", state / "store")
