@@ -43,6 +43,7 @@ from catalogue import CASES, PEERS, Case, Peer, scaling_cases  # noqa: E402
 from environments import Environments  # noqa: E402
 
 RESULTS = HERE / "results.json"
+_FILES = ("path", "manifest")
 IMPORT_CODE = (
     "import time; before = time.perf_counter(); import {module}; after = time.perf_counter(); import json, re\n"
     "status = open('/proc/self/status').read()\n"
@@ -124,7 +125,11 @@ class Runner:
             raise
         if process.returncode or not out.strip():
             raise RuntimeError(f"exit status {process.returncode}: {err.strip()}")
-        return dict(json.loads(out.strip().splitlines()[-1]))
+        line: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+        given = line.get("params", {})
+        # Results are shared, and where their files lie on this machine is nobody's business.
+        line["params"] = {key: Path(value).name if key in _FILES else value for key, value in given.items()}
+        return line
 
     def _import(self, peer: Peer) -> dict[str, Any]:
         code = IMPORT_CODE.format(module=peer.module)
