@@ -134,9 +134,13 @@ class Runner:
     def _import(self, peer: Peer) -> dict[str, Any]:
         code = IMPORT_CODE.format(module=peer.module)
         command = [*self.environments.command(peer.environment), "-c", code]
+        # The first one compiles; users have that behind them, whatever is set here.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         samples = []
-        for _ in range(3):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        for _ in range(4):
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=60, check=False, env=environment
+            )
             if done.returncode:
                 raise RuntimeError(done.stderr.strip())
             samples.append(json.loads(done.stdout))
