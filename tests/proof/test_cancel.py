@@ -19,12 +19,10 @@ from anyio import to_thread
 from tests.api.conftest import add_programs
 from tests.cancelling import HOWS, CancelPoint, How, at_each_wait
 from tests.conftest import _live_tasks, _task_name
+from tests.proof.conftest import MANIFEST, WASM
 
 from pie_anyio import PieClient, Process
 from pie_anyio.testing import CutProxy, SimulatedEngine
-
-MANIFEST: Final = '[package]\nname = "up"\nversion = "0.1.0"\n'
-WASM: Final = b"\0asm" + bytes(300_000)
 
 
 @attrs.frozen
@@ -134,14 +132,6 @@ ELSEWHERE: Final = {
 
 async def _awaited(call: Awaitable[Any]) -> Any:
     return await call
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Give a program on disk."""
-    (tmp_path / "p.wasm").write_bytes(WASM)
-    (tmp_path / "Pie.toml").write_text(MANIFEST, encoding="utf-8")
-    return tmp_path
 
 
 def test_the_table_is_complete() -> None:

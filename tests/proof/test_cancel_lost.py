@@ -9,20 +9,12 @@ from typing import Any, Final
 import pytest
 from tests.api.conftest import add_programs
 from tests.cancelling import HOWS, CancelPoint, How, at_each_wait
-from tests.proof.test_cancel import MANIFEST, OPERATIONS, WASM, Operation, Stage, handles, live_tasks
+from tests.proof.test_cancel import OPERATIONS, Operation, Stage, handles, live_tasks
 
 from pie_anyio import PieClient, ProcessLost, ProcessNotFound, Reconnect
 from pie_anyio.testing import CutProxy, SimulatedEngine
 
 POLICY: Final = Reconnect(initial=0.001, maximum=0.001, jitter=0)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Give a program on disk."""
-    (tmp_path / "p.wasm").write_bytes(WASM)
-    (tmp_path / "Pie.toml").write_text(MANIFEST, encoding="utf-8")
-    return tmp_path
 
 
 async def play(point: CancelPoint, profile: Any, operation: Operation, folder: Path) -> None:

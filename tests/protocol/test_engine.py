@@ -335,3 +335,14 @@ def test_raw_bytes_go_first() -> None:
     pair.engine.send_event("p", "message", "x")
     pair.engine.send_bytes(b"garbage")
     assert pair.engine.data_to_send().startswith(b"garbage\x82")
+
+
+@pytest.mark.parametrize("ending", [None, b"\xff" * 20], ids=["eof", "garbage"])
+def test_a_login_on_a_connection_that_has_ended(ending: bytes | None) -> None:
+    """What ended it may have come in one read with the login, which is answered after that."""
+    engine = open_pair(Generation.V04).engine
+    engine.receive_data(ending)
+    state = engine.state
+    assert state in (ConnectionState.CLOSED, ConnectionState.FAILED)
+    engine.authenticated()
+    assert engine.state is state

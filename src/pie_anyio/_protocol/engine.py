@@ -320,8 +320,12 @@ class EngineProtocol:
         self.state = advance(CONNECTION, self.state, ConnectionTrigger.CLOSE)
 
     def authenticated(self) -> None:
-        """Note that the client has logged in: from now on every request counts."""
-        self.state = advance(CONNECTION, self.state, ConnectionTrigger.AUTHENTICATED)
+        """Note that the client has logged in: from now on every request counts.
+
+        Nothing where the connection has ended meanwhile: what broke it may have come in one read with the login.
+        """
+        if self.state not in (ConnectionState.CLOSED, ConnectionState.FAILED):
+            self.state = advance(CONNECTION, self.state, ConnectionTrigger.AUTHENTICATED)
 
     def admits(self, request: messages.Request) -> bool:
         """Tell whether a request counts now; 0.4 drops all but logins until somebody has logged in."""
