@@ -7,6 +7,7 @@
         answers = await client.map_processes("agent@0.1.0", questions, limit=64)
 """
 
+from ._calls import ProcessCall as ProcessCall
 from ._client import KeyLike as KeyLike
 from ._events import AnyEvent as AnyEvent
 from ._events import Error as Error
@@ -63,7 +64,6 @@ from ._outcomes import Terminated as Terminated
 from ._pie_client import PieClient as PieClient
 from ._pool import ClientPool as ClientPool
 from ._process import Process as Process
-from ._process import ProcessCall as ProcessCall
 from ._process import ProcessResult as ProcessResult
 from ._process import Timings as Timings
 from ._receipt import Receipt as Receipt

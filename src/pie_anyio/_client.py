@@ -23,20 +23,20 @@ from ._arguments import (
     check_user_agent,
     read_text,
 )
+from ._calls import AttachCall, LaunchCall, ProcessCall
 from ._exceptions import ConnectError, InvalidRequest, RemoteProtocolError
 from ._flow.buffers import OverflowPolicy
 from ._inferlet import Inferlet
 from ._keys import ParsedPrivateKey, Passphrase, Signer
 from ._manifest import check_program_name, parse_manifest
 from ._mcp import ToolRelay
-from ._process import Process, ProcessCall, ProcessResult, send_signal, terminate_by_id
+from ._process import Process, ProcessResult, send_signal, terminate_by_id
 from ._programs import encode_input, look_up_version, program_name
 from ._protocol import messages
 from ._receipt import Receipt
 from ._session.login import login_with_key, login_with_token
 from ._session.options import EndpointLike, SessionOptions, parse_endpoint
 from ._session.refusals import engine_error
-from ._session.registry import Run
 from ._session.session import Session
 from ._session.uploads import ContentLike, open_content, upload
 from ._ssh_agent import agent_signers
@@ -420,21 +420,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: a launch that is cancelled before it is answered is ended as soon as its id is known.
         """
-
-        async def begin() -> Run:
-            text = encode_input(input)
-            session = self._session
-            if token_budget is not None:
-                check_number("token_budget", token_budget, 0, 2**64 - 1)
-                await session.require("token_budget", "token_budget")
-            elif not session.is_ready:
-                await session.ready()
-            capabilities = session.capabilities
-            bare = capabilities is not None and capabilities.bare_program_names
-            request = messages.LaunchProcess(program_name(inferlet, bare=bare), text, True, token_budget)
-            return session.runs.start(request, quiet=not capture_outputs, overflow=overflow)
-
-        return ProcessCall(self._session, begin, f"launch_process({inferlet!r})")
+        return LaunchCall(self._session, inferlet, input, token_budget, overflow, quiet=not capture_outputs)
 
     def attach_process(self, process_id: str) -> ProcessCall:
         """Attach to a running process by its id: await it, or enter it to have it ended with the block.
@@ -448,16 +434,7 @@ class ProcessClient(AsyncContextManagerMixin):
 
         Cancellation: the process is not touched.
         """
-        wanted = canonical_id(process_id)
-
-        async def begin() -> Run:
-            await self._session.ready()
-            known = self._session.registry.by_id.get(wanted)
-            if known is not None and not known.released:
-                return known
-            return self._session.runs.start(messages.AttachProcess(wanted))
-
-        return ProcessCall(self._session, begin, f"attach_process({process_id!r})")
+        return AttachCall(self._session, process_id, canonical_id(process_id))
 
     async def run_process(
         self, inferlet: str | Inferlet[..., Any], input: Any = None, *, token_budget: int | None = None

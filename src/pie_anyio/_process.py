@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Awaitable, Callable, Generator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from anyio import EndOfStream
+from anyio.lowlevel import checkpoint
 
 from ._events import AnyEvent, Event, ReceivedFile
 from ._exceptions import (
@@ -33,10 +31,11 @@ from ._session.uploads import ContentLike, open_content, transfer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["Process", "ProcessCall", "ProcessResult", "Timings"]
+__all__ = ["Process", "ProcessResult", "Timings"]
 
 _TEXTS: Final = (Event.Stdout, Event.Stderr, Event.Message)
 _TAIL_CHARS: Final = 2048
+_decoder: Final = json.JSONDecoder()
 
 
 @attrs.frozen(kw_only=True)
@@ -82,7 +81,9 @@ def decode_value(text: str) -> Any:
     if not text:
         return None
     try:
-        return json.loads(text)
+        value, end = _decoder.raw_decode(text)
+        # What engines send has no spaces around it; looking for them takes longer than the rest.
+        return value if end == len(text) else json.loads(text)
     except (ValueError, RecursionError):
         return text
 
@@ -123,65 +124,6 @@ def ending_error(run: Run, ending: Ending, **where: Any) -> PieError:
     return ProcessFailed(f"{name} failed: {ending.text}{tail}", detail=ending.text, **about)
 
 
-class ProcessCall:
-    """A launch or attach that has not happened yet: await it for the process, or enter it to have the process end.
-
-    * ``process = await call``: the process lives until it ends, is terminated, or the engine drops it.
-    * ``async with call as process``: leaving the block terminates the process if it is still running, and waits for
-      the engine to confirm it.
-
-    A call that is neither awaited nor entered does nothing, and warns about it.
-
-    Cancellation: a launch that was cancelled before the engine answered is withdrawn where it has not left, and
-    otherwise terminated as soon as the answer tells its id; ``client.receipt`` names it until that is confirmed.
-    """
-
-    __slots__ = ("_begin", "_description", "_process", "_session", "_used")
-
-    def __init__(self, session: Session, begin: Callable[[], Awaitable[Run]], description: str) -> None:
-        self._session = session
-        self._begin = begin
-        self._description = description
-        self._process: Process | None = None
-        self._used = False
-
-    def __await__(self) -> Generator[Any, Any, Process]:
-        return self._launch().__await__()
-
-    async def __aenter__(self) -> Process:
-        self._process = await self._launch()
-        return self._process
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        assert self._process is not None
-        await self._process.aclose()
-
-    def __del__(self) -> None:
-        if not self._used:
-            msg = f"{self._description} was neither awaited nor entered with 'async with': nothing was sent"
-            warnings.warn(msg, RuntimeWarning, stacklevel=2, source=self)
-
-    async def _launch(self) -> Process:
-        if self._used:
-            msg = f"{self._description} was used twice; make a new call for each process"
-            raise InvalidRequest(msg)
-        self._used = True
-        run = await self._begin()
-        ours = not run.started.done  # else it is a run that other handles have
-        try:
-            await run.started.wait()
-        except BaseException:
-            # Cancelled, or refused; for the latter there is nothing left to release. The core ends the process as
-            # soon as it learns its id, so nothing needs to be waited for here.
-            if ours:
-                self._session.runs.forsake(run)
-            raise
-        run.detached = False
-        return Process(self._session, run)
-
-
 class Process:
     """A process on the engine: its events, and what can be done to it.
 
@@ -189,15 +131,15 @@ class Process:
     several tasks, but its events go to one reader at a time.
     """
 
+    __slots__ = ("__weakref__", "_asked", "_collected", "_output", "_run", "_session", "_tail")
+
     def __init__(self, session: Session, run: Run) -> None:
         self._session = session
         self._run = run
-        self._told = False
         self._asked = False
         self._collected = 0
         self._tail = ""
-        self.output: list[str] = []
-        """What ``result`` has collected of stdout and messages, as the official client does; of too much, the end."""
+        self._output: list[str] | None = None
 
     def __repr__(self) -> str:
         ended = self._run.ended.done
@@ -214,6 +156,13 @@ class Process:
     def program(self) -> str:
         """What was launched: ``name@version``."""
         return self._run.program
+
+    @property
+    def output(self) -> list[str]:
+        """What ``result`` has collected of stdout and messages, as the official client does; of too much, the end."""
+        if self._output is None:
+            self._output = []
+        return self._output
 
     @property
     def ended(self) -> bool:
@@ -268,17 +217,20 @@ class Process:
         """
         buffer = self._run.buffer
         if buffer is None:
-            return await self._recv_end()
+            buffer = self._session.registry.open_buffer(self._run)
+            if buffer is None:
+                return await self._recv_end()
         return buffer.take() or await buffer.get()
 
     async def _recv_end(self) -> AnyEvent:
-        """Give the terminal event, which is all that is kept of a process whose output is not captured."""
-        ending = await self._run.ended.wait()
-        if self._told:
+        """Give the terminal event, which is all that there is of a process that has printed nothing, or unheard."""
+        run = self._run
+        ending = await run.ended.wait() if not run.told else await checkpoint()
+        if ending is None or run.told:
             raise EndOfStream
         if ending.error is not None:
             raise ending.error.with_traceback(None)
-        self._told = True
+        run.told = True
         return terminal_event(ending.kind, ending.text)
 
     def __aiter__(self) -> AsyncIterator[AnyEvent]:
@@ -316,7 +268,10 @@ class Process:
 
         Cancellation: has no effect on the process; call again.
         """
-        buffer = self._run.buffer
+        run = self._run
+        buffer = run.buffer
+        if buffer is None:
+            buffer = self._session.registry.open_buffer(run)
         while buffer is not None:
             try:
                 kind, value = buffer.take() or await buffer.get()
@@ -330,9 +285,11 @@ class Process:
                 break
         # An end that is known costs no turn of the loop the first time, since launching took one; asked for again and
         # again, it must not starve the others.
-        ending = None if self._asked else self._run.ending
+        ending = None if self._asked else run.ended.value
         self._asked = True
-        return self._value(ending or await self._run.ended.wait())
+        ending = ending or await run.ended.wait()
+        run.told = True
+        return self._value(ending)
 
     def _keep(self, kind: Event, text: str) -> None:
         """Collect one text; beyond what an unread process may hold, the oldest half makes way."""
@@ -430,8 +387,7 @@ class Process:
         On 0.4 it goes on when the connection ends. An engine of 0.5 ends it with the connection.
         """
         self._run.detached = True
-        if self._run.buffer is not None:
-            self._run.buffer.stop_pausing()
+        self._run.stop_pausing()
         return self.process_id
 
     async def aclose(self) -> None:
@@ -467,8 +423,7 @@ async def terminate_by_id(session: Session, process_id: str) -> None:
     run = session.registry.by_id.get(process_id)
     if run is not None:
         run.terminating = True
-        if run.buffer is not None:
-            run.buffer.stop_pausing()  # the answer could not be read otherwise
+        run.stop_pausing()  # the answer could not be read otherwise
     ok, result = await session.request(TerminateProcess(process_id), urgent=True)
     if not ok:
         raise engine_error("terminate_process", result, about=process_id)

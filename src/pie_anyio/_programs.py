@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -17,6 +18,10 @@ __all__ = ["encode_input", "look_up_version", "program_name"]
 
 _REGISTRY_TIMEOUT: Final = 30.0
 _REGISTRY_BYTES: Final = 4 * 1024 * 1024
+_encode: Final = json.JSONEncoder(
+    check_circular=False
+).encode  # a circle is too deep as well, and found by that
+_check_name: Final = lru_cache(maxsize=64)(check_program_name)
 
 
 def program_name(program: str | Inferlet[..., Any], *, bare: bool) -> str:
@@ -27,7 +32,10 @@ def program_name(program: str | Inferlet[..., Any], *, bare: bool) -> str:
     """
     if isinstance(program, Inferlet):
         return program.program
-    check_program_name(program, bare=bare)
+    if type(program) is str:
+        _check_name(program, bare=bare)
+    else:
+        check_program_name(program, bare=bare)
     return program
 
 
@@ -38,7 +46,7 @@ def encode_input(value: Any) -> str:
         InvalidRequest: the value has no JSON form; the message says why.
     """
     try:
-        return json.dumps({} if value is None else value)
+        return _encode({} if value is None else value)
     except (TypeError, ValueError, RecursionError) as exc:
         msg = f"the input cannot be sent as JSON: {exc}"
         raise InvalidRequest(msg) from exc

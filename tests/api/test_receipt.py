@@ -8,6 +8,8 @@ import random
 import pytest
 
 from pie_anyio import PieClient, ProgramNotFound, Receipt
+from pie_anyio._flow.buffers import ByteBudget
+from pie_anyio._flow.pausing import Buffers, Intake
 from pie_anyio._flow.slots import ReplySlot
 from pie_anyio._session.registry import Ending, EndKind, Registry, Run
 from pie_anyio._types import CorrelationId
@@ -33,7 +35,7 @@ def new_run() -> Run:
 def test_nothing_is_left_out(seed: int) -> None:
     """Whatever happens to runs, in whatever order, the columns add up."""
     chance = random.Random(seed)  # noqa: S311
-    registry = Registry()
+    registry = Registry(Buffers(1000, ByteBudget(1000), Intake()))
     for number in range(40):
         run = new_run()
         registry.launch(run)

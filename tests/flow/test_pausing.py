@@ -9,7 +9,7 @@ import pytest
 from pie_anyio import Event, InvalidRequest, Message, Return
 from pie_anyio._events import Gap
 from pie_anyio._flow.buffers import OVERHEAD, ByteBudget, EventBuffer
-from pie_anyio._flow.pausing import Intake, PausingBuffer, make_buffer
+from pie_anyio._flow.pausing import Buffers, Intake, PausingBuffer, check_overflow
 
 SIZE = 100 + OVERHEAD
 
@@ -192,11 +192,11 @@ async def test_a_cancelled_wait(intake: Intake) -> None:
 def test_buffers_by_policy(intake: Intake) -> None:
     """Each word has its buffer, and other words an error."""
     budget = ByteBudget(1)
-    assert type(make_buffer(1, budget, "pause", intake)) is PausingBuffer
-    plain = make_buffer(1, budget, "drop_oldest", intake)
+    assert type(Buffers(1, budget, intake).new("pause")) is PausingBuffer
+    plain = Buffers(1, budget, intake).new("drop_oldest")
     assert type(plain) is EventBuffer
     assert plain.policy == "drop_oldest"
     plain.stop_pausing()
     assert plain.policy == "drop_oldest"
     with pytest.raises(InvalidRequest, match="'pause', not 'block'"):
-        make_buffer(1, budget, "block", intake)  # type: ignore[arg-type]
+        check_overflow("block")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from anyio.lowlevel import cancel_shielded_checkpoint
 
-from pie_anyio._flow.slots import Rejected, ReplySlot, Resolved
+from pie_anyio._flow.slots import ReplySlot
 
 
 async def test_the_value_reaches_a_waiter_that_came_first() -> None:
@@ -59,12 +59,12 @@ def test_the_first_outcome_wins() -> None:
     """Later outcomes are refused and change nothing."""
     slot: ReplySlot[int] = ReplySlot()
     assert not slot.done
-    assert slot.peek() is None
+    assert slot.value is None
     assert slot.set_result(1)
     assert not slot.set_result(2)
     assert not slot.set_error(ValueError())
     assert slot.done
-    assert slot.peek() == Resolved(1)
+    assert slot.value == 1
 
 
 def test_a_rejected_slot_stays_rejected() -> None:
@@ -73,16 +73,17 @@ def test_a_rejected_slot_stays_rejected() -> None:
     error = ValueError("no")
     assert slot.set_error(error)
     assert not slot.set_result(2)
-    outcome = slot.peek()
-    assert isinstance(outcome, Rejected)
-    assert outcome.error is error
+    assert slot.done
+    assert slot.error is error
+    assert slot.value is None
 
 
 def test_none_is_a_value() -> None:
     """A slot that was resolved with None is not taken for an empty one."""
     slot: ReplySlot[None] = ReplySlot()
     slot.set_result(None)
-    assert slot.peek() == Resolved(None)
+    assert slot.done
+    assert slot.error is None
 
 
 def test_repr_tells_the_state_and_not_the_value() -> None:
@@ -151,7 +152,7 @@ async def test_a_cancelled_scope_does_not_take_the_value_away() -> None:
         scope.cancel()
         await slot.wait()
     assert scope.cancelled_caught
-    assert slot.peek() == Resolved(4)
+    assert slot.value == 4
 
 
 async def test_a_cancellation_that_comes_after_the_value_does_not_hide_it() -> None:
@@ -197,7 +198,7 @@ def test_a_slot_makes_no_event_before_somebody_waits() -> None:
     """Tens of thousands of slots cost two references each."""
     slot: ReplySlot[int] = ReplySlot()
     slot.set_result(1)
-    assert slot._event is None
+    assert slot._lot is None
     assert not hasattr(slot, "__dict__")
 
 

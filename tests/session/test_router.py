@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 
 from pie_anyio import Event, PieClient, Stdout
+from pie_anyio._flow.buffers import ByteBudget
+from pie_anyio._flow.pausing import Buffers, Intake
 from pie_anyio._flow.slots import ReplySlot
 from pie_anyio._protocol import events as core
 from pie_anyio._protocol.messages import McpRequest
@@ -23,7 +25,13 @@ def new_session() -> Session:
 async def test_output_without_a_buffer_is_dropped() -> None:
     """A run whose output nobody reads notes that there was some, and that is all."""
     run = Run("p@0.1.0", CorrelationId(1), ReplySlot(), ReplySlot())
-    router = Router(Registry(), generation=1, handshake=ReplySlot(), on_notice=print, on_tool=print)
+    router = Router(
+        Registry(Buffers(1000, ByteBudget(1000), Intake())),
+        generation=1,
+        handshake=ReplySlot(),
+        on_notice=print,
+        on_tool=print,
+    )
     router.route_all([core.ProcessOutput(run, tuple.__new__(Stdout, (Event.Stdout, "x")), 1)])
     assert run.first_output_at is not None
     assert run.buffer is None
@@ -31,7 +39,13 @@ async def test_output_without_a_buffer_is_dropped() -> None:
 
 async def test_a_damaged_answer_that_nobody_waits_for_is_dropped() -> None:
     """The session's own terminates have no owner."""
-    router = Router(Registry(), generation=1, handshake=ReplySlot(), on_notice=print, on_tool=print)
+    router = Router(
+        Registry(Buffers(1000, ByteBudget(1000), Intake())),
+        generation=1,
+        handshake=ReplySlot(),
+        on_notice=print,
+        on_tool=print,
+    )
     router.route_all([core.ReplyDamaged(None, "cut short")])
     assert not router.ended.done
 

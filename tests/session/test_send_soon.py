@@ -12,6 +12,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from pie_anyio import ConnectionLost, PieClient
+from pie_anyio._flow.buffers import ByteBudget
+from pie_anyio._flow.pausing import Buffers, Intake
 from pie_anyio._flow.slots import ReplySlot
 from pie_anyio._flow.wake import HighWater, Wake
 from pie_anyio._protocol import messages
@@ -67,7 +69,11 @@ class Bench:
         self.pair.open()
         handshake: ReplySlot[None] = ReplySlot()
         router = Router(
-            Registry(), generation=1, handshake=handshake, on_notice=print, on_tool=lambda _: None
+            Registry(Buffers(1000, ByteBudget(1000), Intake())),
+            generation=1,
+            handshake=handshake,
+            on_notice=print,
+            on_tool=lambda _: None,
         )
         transport = Transport(self.spy, "x")
         high = 1 << 30

@@ -7,12 +7,13 @@ from collections import deque
 from typing import Final, Literal, TypeAlias, cast
 
 import attrs
-from anyio import BusyResourceError, EndOfStream, Event
+from anyio import BusyResourceError, EndOfStream
 from anyio.lowlevel import checkpoint
 
 from .._events import AnyEvent, Gap
 from .._events import Event as Kind
 from .._exceptions import OutputOverflow
+from .parking import ParkingLot
 
 OverflowPolicy: TypeAlias = Literal["error", "drop_oldest", "pause"]
 
@@ -42,10 +43,10 @@ class EventBuffer:
         "_burst",
         "_bytes",
         "_error",
-        "_event",
         "_finished",
         "_items",
         "_limit",
+        "_lot",
         "_overflowed",
         "_waiting",
         "dropped",
@@ -63,7 +64,7 @@ class EventBuffer:
         self._items: deque[AnyEvent | None] | None = (
             None  # an empty deque takes 0.7 KiB; None marks an overflow
         )
-        self._event: Event | None = None
+        self._lot: ParkingLot | None = None
         self._error: BaseException | None = None
         self._finished = False
         self._overflowed = False
@@ -99,9 +100,9 @@ class EventBuffer:
         items.append(event)
         self._bytes += size
         budget.used += size
-        if self._event is not None:
-            self._event.set()
-            self._event = None
+        if self._lot is not None:
+            self._lot.unpark_all()
+            self._lot = None
 
     def _put_slowly(self, event: AnyEvent, size: int) -> None:
         """Append the first event, or one that may be too much."""
@@ -173,9 +174,9 @@ class EventBuffer:
             if self._items or self._finished:
                 await checkpoint()
             while not self._items and not self._finished:
-                if self._event is None:
-                    self._event = Event()
-                await self._event.wait()
+                if self._lot is None:
+                    self._lot = ParkingLot()
+                await self._lot.park()
         finally:
             self._waiting = False
         self._burst = _BURST
@@ -211,9 +212,9 @@ class EventBuffer:
         self._wake()
 
     def _wake(self) -> None:
-        if self._event is not None:
-            self._event.set()
-            self._event = None
+        if self._lot is not None:
+            self._lot.unpark_all()
+            self._lot = None
 
     def _is_too_much(self, size: int) -> bool:
         return self._bytes + size > self._limit or self._budget.used + size > self._budget.limit

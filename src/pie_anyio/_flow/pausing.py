@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
-from anyio import Event
+from typing import Final, get_args
+
+import attrs
 from anyio.lowlevel import checkpoint
 
 from .._events import AnyEvent
 from .._exceptions import InvalidRequest
 from .buffers import OVERHEAD, ByteBudget, EventBuffer, OverflowPolicy
+from .parking import ParkingLot
+
+_POLICIES: Final = get_args(OverflowPolicy)
 
 
 class Intake:
@@ -17,11 +22,11 @@ class Intake:
     The valve is a set of those buffers, so that each may shut and open it on its own account, any number of times.
     """
 
-    __slots__ = ("_ahead", "_event", "is_abolished", "is_suspended")
+    __slots__ = ("_ahead", "_lot", "is_abolished", "is_suspended")
 
     def __init__(self) -> None:
         self._ahead: set[object] = set()
-        self._event: Event | None = None
+        self._lot: ParkingLot | None = None
         self.is_abolished: bool = False
         """It stays open from here on, since the connection is being closed."""
         self.is_suspended: bool = False
@@ -65,14 +70,14 @@ class Intake:
         if not self._ahead:
             await checkpoint()
             return
-        if self._event is None:
-            self._event = Event()
-        await self._event.wait()
+        if self._lot is None:
+            self._lot = ParkingLot()
+        await self._lot.park()
 
     def _wake(self) -> None:
-        if self._event is not None:
-            self._event.set()
-            self._event = None
+        if self._lot is not None:
+            self._lot.unpark_all()
+            self._lot = None
 
 
 class PausingBuffer(EventBuffer):
@@ -132,15 +137,30 @@ class PausingBuffer(EventBuffer):
             self._intake.open(self)
 
 
-def make_buffer(limit: int, budget: ByteBudget, policy: OverflowPolicy, intake: Intake) -> EventBuffer:
-    """Make the buffer for a policy.
+@attrs.frozen(eq=False)
+class Buffers:
+    """Makes the buffers of one client, which share a budget and the intake that they may shut."""
+
+    limit: int
+    """Bytes for each."""
+    budget: ByteBudget
+    """Bytes for all."""
+    intake: Intake
+
+    def new(self, policy: OverflowPolicy) -> EventBuffer:
+        """Make the buffer for a policy."""
+        if policy == "pause":
+            return PausingBuffer(self.limit, self.budget, self.intake)
+        return EventBuffer(self.limit, self.budget, policy)
+
+
+def check_overflow(policy: OverflowPolicy) -> OverflowPolicy:
+    """Refuse what is no policy.
 
     Raises:
-        InvalidRequest: there is no such policy.
+        InvalidRequest: it is none.
     """
-    if policy == "pause":
-        return PausingBuffer(limit, budget, intake)
-    if policy not in ("error", "drop_oldest"):
+    if policy not in _POLICIES:
         msg = f"overflow must be 'error', 'drop_oldest' or 'pause', not {policy!r}"
         raise InvalidRequest(msg)
-    return EventBuffer(limit, budget, policy)
+    return policy

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from anyio import Event
 from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled
+
+from .parking import ParkingLot
 
 
 class Wake:
@@ -14,11 +15,11 @@ class Wake:
     is. A set between two waits is never lost.
     """
 
-    __slots__ = ("_event", "_is_set")
+    __slots__ = ("_is_set", "_lot")
 
     def __init__(self) -> None:
         self._is_set = False
-        self._event: Event | None = None
+        self._lot: ParkingLot | None = None
 
     @property
     def is_set(self) -> bool:
@@ -28,9 +29,9 @@ class Wake:
     def set(self) -> None:
         """Announce work; never blocks."""
         self._is_set = True
-        if self._event is not None:
-            self._event.set()
-            self._event = None
+        if self._lot is not None:
+            self._lot.unpark_all()
+            self._lot = None
 
     async def wait(self) -> None:
         """Wait until there is work, and clear the signal.
@@ -41,9 +42,9 @@ class Wake:
         if self._is_set:
             await cancel_shielded_checkpoint()
         else:
-            if self._event is None:
-                self._event = Event()
-            await self._event.wait()
+            if self._lot is None:
+                self._lot = ParkingLot()
+            await self._lot.park()
         # Cleared only now that the wait is certain to return: a cancelled one must leave the signal for the next.
         self._is_set = False
 
@@ -59,7 +60,7 @@ class HighWater:
         low: level in bytes at which a shut gate opens; half of `high` if not given.
     """
 
-    __slots__ = ("_error", "_event", "_high", "_level", "_low", "_shut")
+    __slots__ = ("_error", "_high", "_level", "_lot", "_low", "_shut")
 
     def __init__(self, high: int, low: int | None = None) -> None:
         low = high // 2 if low is None else low
@@ -69,7 +70,7 @@ class HighWater:
         self._low = low
         self._level = 0
         self._shut = False
-        self._event: Event | None = None
+        self._lot: ParkingLot | None = None
         self._error: BaseException | None = None
 
     @property
@@ -124,14 +125,14 @@ class HighWater:
             await cancel_shielded_checkpoint()
         # A loop, since an earlier waiter may have filled the queue again before this one got its turn.
         while self.is_shut:
-            if self._event is None:
-                self._event = Event()
-            await self._event.wait()
+            if self._lot is None:
+                self._lot = ParkingLot()
+            await self._lot.park()
         if self._error is not None:
             # See ReplySlot: a shared exception must not collect the frames of all its raisers.
             raise self._error.with_traceback(None)
 
     def _release(self) -> None:
-        if self._event is not None:
-            self._event.set()
-            self._event = None
+        if self._lot is not None:
+            self._lot.unpark_all()
+            self._lot = None

@@ -8,8 +8,9 @@ from enum import StrEnum
 
 import attrs
 
-from .._flow.buffers import EventBuffer
-from .._flow.slots import ReplySlot, Resolved
+from .._flow.buffers import EventBuffer, OverflowPolicy
+from .._flow.pausing import Buffers
+from .._flow.slots import ReplySlot
 from .._receipt import Receipt
 from .._types import CorrelationId
 
@@ -29,9 +30,9 @@ class EndKind(StrEnum):
     """It was left to itself, and the connection that told of it has ended."""
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)  # there is one for every run, and a frozen one costs twice as much to make
 class Ending:
-    """How a run ended, and with what."""
+    """How a run ended, and with what; never changed."""
 
     kind: EndKind
     text: str = ""
@@ -52,9 +53,13 @@ class Run:
     """Resolves with the process id, or with the error of the launch."""
     ended: ReplySlot[Ending]
     """Resolves, always with a value, when nothing more can happen."""
+    overflow: OverflowPolicy | None = None
+    """What becomes of output that is not read in time; None where nobody reads any."""
     buffer: EventBuffer | None = None
-    """Unread events; None where nobody reads them."""
+    """Unread events, once there was one or somebody waited for one: many a run only returns."""
     process_id: str = ""
+    told: bool = False
+    """Its end was received, or its owner left; a run without a buffer needs to know."""
     attached: bool = False
     """Somebody else launched it; this client attached."""
     released: bool = False
@@ -71,35 +76,34 @@ class Run:
     first_output_at: float | None = None
     ended_at: float | None = None
 
+    def stop_pausing(self) -> None:
+        """Do not hold the connection up for the sake of this run from here on. Idempotent."""
+        if self.overflow == "pause":
+            self.overflow = "drop_oldest"
+        if self.buffer is not None:
+            self.buffer.stop_pausing()
+
     @property
     def ending(self) -> Ending | None:
         """How the run ended, once that is known."""
-        outcome = self.ended.peek()
-        return outcome.value if isinstance(outcome, Resolved) else None
+        return self.ended.value
 
 
 class Registry:
     """Live runs, and the counts of those that ended."""
 
-    __slots__ = ("_ended", "by_id", "launching", "started", "unconfirmed")
+    __slots__ = ("_buffers", "_ended", "by_id", "started", "unconfirmed")
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: Buffers) -> None:
+        self._buffers = buffers
         self.by_id: dict[str, Run] = {}
-        self.launching: set[Run] = set()
         self.unconfirmed: dict[Run, str] = {}
         self.started: int = 0
         self._ended: Counter[EndKind] = Counter()
 
-    def launch(self, run: Run) -> None:
-        """Note a launch or attach that was submitted."""
-        self.launching.add(run)
-
     def start(self, run: Run, process_id: str) -> None:
         """Note the id that the engine gave."""
-        self.launching.discard(run)
         run.process_id = process_id
-        if run.buffer is not None:
-            run.buffer.process_id = process_id
         self.by_id[process_id] = run
         self._count(run)
         if run in self.unconfirmed:
@@ -110,7 +114,6 @@ class Registry:
         """Note the end of a run, once."""
         if not run.ended.set_result(ending):
             return
-        self.launching.discard(run)
         self.by_id.pop(run.process_id, None)
         if ending.kind in (EndKind.REFUSED, EndKind.WITHDRAWN):
             self._uncount(run)
@@ -122,6 +125,13 @@ class Registry:
         else:
             self.unconfirmed.pop(run, None)
         self._ended[ending.kind] += 1
+
+    def open_buffer(self, run: Run) -> EventBuffer | None:
+        """Give the buffer of a run, making it where there may be something to put into it."""
+        if run.buffer is None and run.overflow is not None and not (run.released or run.ended.done):
+            run.buffer = self._buffers.new(run.overflow)
+            run.buffer.process_id = run.process_id
+        return run.buffer
 
     def note_unconfirmed(self, run: Run) -> None:
         """Put a run on record that was told to end and was not seen to."""

@@ -73,8 +73,11 @@ class Router:
                 run: Run = event.owner  # type: ignore[assignment]
                 if run.first_output_at is None:
                     run.first_output_at = self._now
-                if run.buffer is not None:
-                    run.buffer.put(event.event)
+                buffer = run.buffer
+                if buffer is None:
+                    buffer = self._registry.open_buffer(run)
+                if buffer is not None:
+                    buffer.put(event.event)
             else:
                 self._route(event)
 
@@ -109,8 +112,9 @@ class Router:
     def _continue_process(self, run: Run, answer: ReplySlot[tuple[bool, str]]) -> None:
         """Note, ahead of what comes on this connection, that some of what came before may be missing."""
         run.reattaching = None
-        if run.buffer is not None:
-            run.buffer.put(Gap(Event.Gap, "the connection was lost and restored: output may be missing here"))
+        buffer = self._registry.open_buffer(run)
+        if buffer is not None:
+            buffer.put(Gap(Event.Gap, "the connection was lost and restored: output may be missing here"))
         answer.set_result((True, ""))
 
     def _end_process(self, run: Run, event: core.ProcessEnded) -> None:

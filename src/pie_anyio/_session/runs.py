@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from anyio import current_time
 
 from .._flow.buffers import OverflowPolicy
-from .._flow.pausing import make_buffer
+from .._flow.pausing import check_overflow
 from .._flow.scopes import cleanup_until
 from .._flow.slots import ReplySlot
 from .._protocol.messages import AttachProcess, LaunchProcess
@@ -21,6 +21,7 @@ from .router import logger
 if TYPE_CHECKING:
     from .session import Session
 
+_NO_ID: Final = CorrelationId(0)
 _NAMED: Final = 5
 """Processes that a warning names; the receipt names them all."""
 
@@ -45,17 +46,14 @@ class Runs:
 
         Call :meth:`ready` before.
         """
-        link = self._session.link
+        session = self._session
+        link = session.link
         attaching = isinstance(request, AttachProcess)
         program = f"process {request.process_id}" if isinstance(request, AttachProcess) else request.inferlet
-        buffer = None
-        if not quiet:
-            limit = self._session.options.limits.process_buffer_bytes
-            buffer = make_buffer(limit, self._session.buffered, overflow, self._session.intake)
-        run = Run(program, CorrelationId(0), ReplySlot(), ReplySlot(), buffer, attached=attaching)
+        policy = None if quiet else check_overflow(overflow)
+        run = Run(program, _NO_ID, ReplySlot(), ReplySlot(), policy, attached=attaching)
         run.corr_id = link.protocol.submit(request, run, quiet=quiet)
-        run.submitted_at = current_time()
-        self._session.registry.launch(run)
+        run.submitted_at = session.clock()
         link.send_soon()
         return run
 
@@ -72,7 +70,7 @@ class Runs:
         link.flush()
 
     def _release(self, run: Run, link: Link) -> None:
-        run.released = True
+        run.released = run.told = True
         if run.buffer is not None:
             run.buffer.discard()
         if run.process_id:
@@ -92,7 +90,7 @@ class Runs:
         """Ask to continue a run that another connection left; give where the answer will be."""
         link = self._session.link
         run.reattaching = answer = ReplySlot[tuple[bool, str]]()
-        run.corr_id = link.protocol.submit(AttachProcess(run.process_id), run, quiet=run.buffer is None)
+        run.corr_id = link.protocol.submit(AttachProcess(run.process_id), run, quiet=run.overflow is None)
         link.flush()
         return answer
 

@@ -18,9 +18,10 @@ from .._exceptions import (
     UnsupportedByEngine,
 )
 from .._flow.buffers import ByteBudget
-from .._flow.pausing import Intake
+from .._flow.parking import loop_clock
+from .._flow.pausing import Buffers, Intake
 from .._flow.scopes import cleanup_until, raise_single
-from .._flow.slots import Rejected, ReplySlot
+from .._flow.slots import ReplySlot
 from .._flow.suspension import SuspensionWatch
 from .._protocol.messages import BUSY, AuthIdentify, McpRequest, Request
 from .._protocol.state import ConnectionState
@@ -48,10 +49,13 @@ class Session(AsyncContextManagerMixin):
 
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
-        self.registry: Registry = Registry()
-        self.buffered: ByteBudget = ByteBudget(options.limits.client_buffer_bytes)
         self.intake: Intake = Intake()
         """Holds up the reader while a process that was launched to (``pause``) is not read."""
+        limits = options.limits
+        self.buffered: ByteBudget = ByteBudget(limits.client_buffer_bytes)
+        self.registry: Registry = Registry(Buffers(limits.process_buffer_bytes, self.buffered, self.intake))
+        self.clock: Callable[[], float] = current_time
+        """Tells the loop's time, in seconds."""
         self.tool_handler: Callable[[McpRequest], None] | None = None
         """Takes the engine's calls of tools; called by the reader, so it must not wait (0.4)."""
         self.transfers: dict[str, Lock] = {}
@@ -109,7 +113,8 @@ class Session(AsyncContextManagerMixin):
         """
         options, tasks = self.options, self._tasks
         assert tasks is not None
-        deadline = current_time() + options.connect_timeout
+        self.clock = loop_clock()
+        deadline = self.clock() + options.connect_timeout
         transport = await open_transport(options.endpoint, options.connect_timeout)
         self.connections += 1
         handshake: ReplySlot[None] = ReplySlot()
@@ -234,10 +239,8 @@ class Session(AsyncContextManagerMixin):
         if link is None:
             msg = "the client is not connected; use it inside 'async with PieClient(url) as client:'"
             raise ConnectionClosed(msg, issued=False)
-        ended = link.router.ended.peek()
-        if ended is not None:
-            assert not isinstance(ended, Rejected)
-            reason = ended.value
+        reason = link.router.ended.value
+        if reason is not None:
             msg = f"there is no connection to {link.transport.name} any more: {reason}"
             cls = ConnectionClosed if isinstance(reason, ConnectionClosed) else ConnectionLost
             raise cls(msg, issued=False) from reason
@@ -273,6 +276,12 @@ class Session(AsyncContextManagerMixin):
         """What the engine can do, once its generation is known."""
         generation = self.generation
         return None if generation is None else CAPABILITIES[generation]
+
+    @property
+    def takes_bare_names(self) -> bool:
+        """Whether the engine launches programs without a version; once that is known."""
+        capabilities = self.capabilities
+        return capabilities is not None and capabilities.bare_program_names
 
     async def ready(self) -> None:
         """Make sure that requests are allowed; logs in without credentials where nobody has logged in.

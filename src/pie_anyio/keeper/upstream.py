@@ -11,13 +11,14 @@ import attrs
 from anyio import Event, create_task_group, fail_after, sleep
 from anyio.abc import TaskGroup
 
+from .._calls import ProcessCall
 from .._events import AnyEvent
 from .._events import Event as Kind
 from .._exceptions import ConnectionLost, EngineError, PieError
 from .._flow.backoff import Backoff
 from .._flow.slots import ReplySlot
 from .._pie_client import PieClient
-from .._process import Process, ProcessCall
+from .._process import Process
 from .._types import Generation
 from ._wire import cut_file, messages
 from .store import LOST, Record, Store
