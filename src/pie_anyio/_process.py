@@ -288,7 +288,7 @@ class Process:
         ending = None if self._asked else run.ended.value
         self._asked = True
         ending = ending or await run.ended.wait()
-        run.told = True
+        run.told = run.told or ending.error is None  # an error is raised as often as one asks
         return self._value(ending)
 
     def _keep(self, kind: Event, text: str) -> None:
