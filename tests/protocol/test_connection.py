@@ -346,7 +346,7 @@ def test_a_damaged_answer_fails_its_request(abandoned: bool) -> None:
 def test_requests_larger_than_the_engine_takes_are_refused_here(generation: Generation, allowed: int) -> None:
     """0.5 would say "too large" without saying what was; 0.4 would go deaf."""
     client = Bench(generation).client
-    overhead = len(msgpack.packb({"type": "launch_process", "corr_id": 2, **LAUNCH.fields()})) + 2
+    overhead = len(msgpack.packb(LAUNCH.fields(2))) + 2
     client.submit(m.LaunchProcess("echo@0.1.0", "x" * (allowed - overhead)))
     assert client.outbound_bytes == allowed
     for call in (

@@ -10,6 +10,12 @@ from pie_anyio._protocol.codec import EncodedChunk
 from pie_anyio._protocol.outbox import Entry, Lane, Outbox, Payload
 
 
+def add(outbox: Outbox, lane: Lane, payload: Payload, corr_id: int | None = None) -> Entry:
+    entry = Entry(lane, payload, corr_id)
+    outbox.add(entry)
+    return entry
+
+
 def drain(outbox: Outbox) -> list[Payload]:
     out: list[Payload] = []
     while (taken := outbox.take()) is not None:
@@ -28,7 +34,7 @@ def test_lanes_are_drained_in_order() -> None:
         (Lane.CONTROL, b"c2"),
         (Lane.REQUEST, b"r2"),
     ]:
-        outbox.add(lane, payload)
+        add(outbox, lane, payload)
     assert drain(outbox) == [b"c1", b"c2", b"r1", b"b1", b"r2", b"b2"]
     assert outbox.take() is None
 
@@ -37,17 +43,17 @@ def test_a_terminate_waits_for_one_chunk_at_most() -> None:
     """What is added to the control lane in the middle of an upload goes next."""
     outbox = Outbox()
     for index in range(3):
-        outbox.add(Lane.BULK, b"chunk%d" % index)
+        add(outbox, Lane.BULK, b"chunk%d" % index)
     first = outbox.take()
     assert first is not None
-    outbox.add(Lane.CONTROL, b"terminate")
+    add(outbox, Lane.CONTROL, b"terminate")
     assert drain(outbox) == [b"terminate", b"chunk1", b"chunk2"]
 
 
 def test_what_was_taken_cannot_be_withdrawn() -> None:
     """Withdrawing says whether it came in time, once."""
     outbox = Outbox()
-    early, late = outbox.add(Lane.REQUEST, b"a", 1), outbox.add(Lane.REQUEST, b"b", 2)
+    early, late = add(outbox, Lane.REQUEST, b"a", 1), add(outbox, Lane.REQUEST, b"b", 2)
     assert outbox.withdraw(early)
     assert not outbox.withdraw(early)
     taken = outbox.take()
@@ -62,7 +68,7 @@ def test_chunks_count_with_their_data() -> None:
     """In both counts, until they are taken or withdrawn."""
     outbox = Outbox()
     chunk = EncodedChunk(b"head", bytes(1000))
-    first, second = (outbox.add(Lane.BULK, chunk) for _ in range(2))
+    first, second = (add(outbox, Lane.BULK, chunk) for _ in range(2))
     assert (outbox.queued_bytes, outbox.bulk_bytes) == (2008, 2008)
     assert outbox.withdraw(second)
     assert (outbox.queued_bytes, outbox.bulk_bytes) == (1004, 1004)
@@ -73,15 +79,15 @@ def test_chunks_count_with_their_data() -> None:
 
 def test_payloads_stay_out_of_the_repr() -> None:
     """An entry may hold a token: its repr does not show the payload."""
-    assert "secret" not in repr(Entry(Lane.CONTROL, b"secret"))
+    assert "secret" not in repr(Entry(Lane.CONTROL, b"secret", None))
 
 
 def test_withdrawn_entries_take_no_room_for_long() -> None:
     """With a stuck socket, submitting and withdrawing for hours leaves nothing behind."""
     outbox = Outbox()
-    kept = [outbox.add(Lane.BULK, b"%d" % index) for index in range(10)]
+    kept = [add(outbox, Lane.BULK, b"%d" % index) for index in range(10)]
     for _ in range(10_000):
-        outbox.withdraw(outbox.add(Lane.REQUEST, b"x"))
+        outbox.withdraw(add(outbox, Lane.REQUEST, b"x"))
     assert sum(map(len, outbox._lanes)) < 1000
     assert drain(outbox) == [b"%d" % index for index in range(len(kept))]
 
@@ -89,7 +95,7 @@ def test_withdrawn_entries_take_no_room_for_long() -> None:
 def test_clearing_forgets_everything() -> None:
     """After the end of the connection nothing is queued, and nothing can be withdrawn."""
     outbox = Outbox()
-    entries = [outbox.add(lane, b"x") for lane in Lane]
+    entries = [add(outbox, lane, b"x") for lane in Lane]
     outbox.clear()
     assert not outbox
     assert (outbox.queued_bytes, outbox.bulk_bytes) == (0, 0)
@@ -128,7 +134,7 @@ def test_counts_are_exact(steps: list[object]) -> None:
         else:
             assert isinstance(step, tuple)
             lane, payload = step
-            entries.append((outbox.add(lane, payload), payload))
+            entries.append((add(outbox, lane, payload), payload))
         queued = [(entry, payload) for entry, payload in entries if entry.payload is not None]
         assert outbox.queued_bytes == sum(len(payload) for _, payload in queued)
         assert outbox.bulk_bytes == sum(len(payload) for entry, payload in queued if entry.lane is Lane.BULK)

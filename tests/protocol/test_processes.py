@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from pie_anyio import Limits
-from pie_anyio._protocol.processes import ProcessRecord, ProcessTable
+from pie_anyio._protocol.processes import Early, ProcessRecord, ProcessTable
 from pie_anyio._protocol.state import ProcessState, ProcessTrigger
 
 
@@ -16,8 +14,13 @@ def table(**limits: int) -> ProcessTable:
     return ProcessTable(Limits(**limits))
 
 
-def note(value: str) -> dict[str, Any]:
-    return {"value": value}
+def note(value: str) -> Early:
+    return "stdout", value
+
+
+def begin(room: ProcessTable, process_id: str) -> ProcessRecord:
+    room.live[process_id] = record = ProcessRecord(process_id, None, False)
+    return record
 
 
 def test_the_tail_is_the_end_of_what_was_printed() -> None:
@@ -53,8 +56,7 @@ def test_the_waiting_room_is_bounded(limits: dict[str, int], kept: int) -> None:
     assert room.dropped_orphans == 0
     room.keep_orphan("p", note("last"), 10)
     assert room.dropped_orphans == 1
-    values = [fields["value"] for fields in room.claim_orphans("p")]
-    assert values == [*(str(index) for index in range(1, kept)), "last"]
+    assert room.claim_orphans("p") == [*(note(str(index)) for index in range(1, kept)), note("last")]
 
 
 def test_an_event_larger_than_the_waiting_room_empties_it() -> None:
@@ -81,43 +83,34 @@ def test_room_that_was_claimed_is_free_again() -> None:
 
 
 def test_late_events_are_told_from_early_ones() -> None:
-    """What comes for a process that ended is dropped, until the id lives again."""
+    """What comes for a process that ended is dropped, also where the id has lived and ended again since."""
     room = table()
-    record = ProcessRecord("p", None, False)
-    room.begin(record)
-    assert room.live == {"p": record}
-    room.finish(record)
-    assert room.live == {}
-    room.keep_orphan("p", note("late"), 1)
-    assert room.claim_orphans("p") == []
-    assert room.dropped_orphans == 1
-    again = ProcessRecord("p", None, False)
-    room.begin(again)
-    assert room.live == {"p": again}
-    room.keep_orphan("p", note("early"), 1)
-    assert room.claim_orphans("p") == [note("early")]
+    for late in (1, 2):
+        room.finish(begin(room, "p"))
+        assert room.live == {}
+        room.keep_orphan("p", note("late"), 1)
+        assert room.claim_orphans("p") == []
+        assert room.dropped_orphans == late
+    room.keep_orphan("q", note("early"), 1)
+    assert room.claim_orphans("q") == [note("early")]
 
 
 def test_ended_ids_are_remembered_within_bounds() -> None:
     """The oldest are forgotten first."""
     room = table()
     for index in range(5000):
-        record = ProcessRecord(str(index), None, False)
-        room.begin(record)
-        room.finish(record)
-    assert len(room._finished) == 4096
-    assert "0" not in room._finished
-    assert "4999" in room._finished
+        for _ in range(2):
+            room.finish(begin(room, str(index)))
+    assert room._finished == set(room._finished_order) == {str(index) for index in range(904, 5000)}
+    assert len(room._finished_order) == 4096
 
 
 def test_the_end_of_the_connection_loses_what_lives() -> None:
     """Except what was left to itself on purpose."""
     room = table()
-    records = {name: ProcessRecord(name, None, False) for name in ("mine", "zombie", "detached")}
+    records = {name: begin(room, name) for name in ("mine", "zombie", "detached")}
     records["zombie"].advance(ProcessTrigger.RELEASE)
     records["detached"].advance(ProcessTrigger.DETACH)
-    for record in records.values():
-        room.begin(record)
     room.lose_all()
     assert room.live == {}
     assert [record.state for record in records.values()] == [
@@ -125,20 +118,3 @@ def test_the_end_of_the_connection_loses_what_lives() -> None:
         ProcessState.LOST,
         ProcessState.DETACHED,
     ]
-
-
-def test_output_is_wanted_while_somebody_reads_it() -> None:
-    """Quiet processes, ignored ones and ended ones are not among them."""
-    room = table()
-    read, quiet = ProcessRecord("\u20ac", None, False), ProcessRecord("q", None, True)
-    room.begin(read)
-    room.begin(quiet)
-    assert room.wanted == {"\u20ac".encode(): read}
-    room.ignore(read)
-    room.ignore(quiet)
-    assert room.wanted == {}
-    other = ProcessRecord("o", None, False)
-    room.begin(other)
-    assert list(room.wanted) == [b"o"]
-    room.finish(other)
-    assert room.wanted == {}

@@ -9,17 +9,24 @@ import pytest
 
 from pie_anyio import LocalProtocolError
 from pie_anyio._protocol import messages as m
-from pie_anyio._protocol.outbox import Lane, Outbox
+from pie_anyio._protocol.outbox import Entry, Lane, Outbox
 from pie_anyio._protocol.requests import Abandoned, Pending, RequestTable
 from pie_anyio._protocol.state import RequestState, RequestTrigger
-from pie_anyio._types import CorrelationId
 
 
 def pend(table: RequestTable, outbox: Outbox, request: m.Request | None = None, entries: int = 1) -> Pending:
-    queued = [outbox.add(Lane.REQUEST, b"payload") for _ in range(entries)]
-    pending = Pending(request or m.Ping(), table.next_id(), object(), False, queued)
+    """Add a request with one message of its own, or as many as an upload has chunks."""
+    chunks = tuple(Entry(Lane.BULK, b"chunk", None) for _ in range(entries - 1))
+    pending = Pending(Lane.REQUEST, b"payload", table.next_id(), request or m.Ping(), object(), chunks=chunks)
+    for entry in (pending, *chunks):
+        outbox.add(entry)
     table.add(pending)
     return pending
+
+
+def number(pending: Pending) -> int:
+    assert pending.corr_id is not None
+    return pending.corr_id
 
 
 def test_ids_count_up_from_one() -> None:
@@ -50,10 +57,12 @@ def test_what_was_not_sent_is_withdrawn() -> None:
     """Abandoning a queued request leaves no trace, of any of its messages."""
     table, outbox = RequestTable(), Outbox()
     pending = pend(table, outbox, entries=3)
-    assert table.abandon(pending.corr_id, outbox) is Abandoned.WITHDRAWN
+    corr_id = number(pending)
+    assert table.abandon(corr_id, outbox) is Abandoned.WITHDRAWN
     assert len(table) == 0
     assert not outbox
-    assert table.abandon(pending.corr_id, outbox) is Abandoned.ALREADY_RESOLVED
+    assert pending.owner is None
+    assert table.abandon(corr_id, outbox) is Abandoned.ALREADY_RESOLVED
 
 
 def test_what_was_sent_in_part_waits_for_its_answer() -> None:
@@ -63,7 +72,7 @@ def test_what_was_sent_in_part_waits_for_its_answer() -> None:
     assert outbox.take() is not None
     pending.advance(RequestTrigger.TAKEN)
     for _ in range(2):
-        assert table.abandon(pending.corr_id, outbox) is Abandoned.AWAITING_REPLY
+        assert table.abandon(number(pending), outbox) is Abandoned.AWAITING_REPLY
     assert not outbox
     assert table.get(pending.corr_id) is pending
     assert pending.state is RequestState.ABANDONED
@@ -93,7 +102,7 @@ def test_launches_and_attaches_may_make_processes_known(request_: m.Request, cla
     pending = pend(table, outbox, request_)
     assert table.claiming == claims
     pending.advance(RequestTrigger.TAKEN)
-    table.abandon(pending.corr_id, outbox)
+    table.abandon(number(pending), outbox)
     assert table.claiming == claims
     table.settle(pending, outbox)
     assert table.claiming == 0
@@ -109,7 +118,7 @@ def test_the_end_takes_everything() -> None:
 
 def test_what_cannot_happen_raises() -> None:
     """A second answer to one request is a bug of the caller of the table."""
-    pending = Pending(m.Ping(), CorrelationId(1), None, False, [])
+    pending = Pending(Lane.REQUEST, b"payload", 1, m.Ping(), None)
     pending.advance(RequestTrigger.REPLY)
     with pytest.raises(LocalProtocolError, match="RESOLVED does not allow REPLY"):
         pending.advance(RequestTrigger.REPLY)

@@ -474,14 +474,26 @@ def test_outbound_frames_are_read_by_wsproto(size: int) -> None:
 
 
 def test_masking_keys_come_from_the_given_entropy() -> None:
-    """A fresh key for each frame, and the payload is masked with it."""
-    client = open_client()
-    for number in range(1, 4):
+    """A fresh key for each frame, never one twice, and the payload is masked with it; many come of one draw."""
+    draws: list[bytes] = []
+    source = counting()
+
+    def entropy(size: int) -> bytes:
+        draws.append(source(size))
+        return draws[-1]
+
+    client = open_with(entropy, mask)
+    assert not draws
+    keys: set[bytes] = set()
+    for _ in range(100):
         data = client.binary(b"payload")
-        key = number.to_bytes(4, "big")
         assert data[:2] == b"\x82\x87"
-        assert data[2:6] == key
-        assert data[6:] == xor(b"payload", key)
+        keys.add(data[2:6])
+        assert data[6:] == xor(b"payload", data[2:6])
+    assert len(keys) == 100
+    drawn = b"".join(draws)
+    assert keys <= {drawn[start : start + 4] for start in range(0, len(drawn), 4)}
+    assert len(drawn) - len(draws[-1]) < 400 <= len(drawn)  # nothing is drawn before all is used
 
 
 MASKS: list[Mask] = [mask, best_mask(), lambda payload, key: xor(bytes(payload), key)]
@@ -499,8 +511,8 @@ def test_frames_in_two_parts_are_read_by_wsproto(
     payload: bytes, cut: int, keys: list[bytes], routine: Mask, client: bool
 ) -> None:
     """Whole or in two parts, with any key and every way of masking: one frame each, with the same payload."""
-    left = iter(keys)
-    socket = open_with(lambda size: next(left), routine) if client else open_server()
+    drawn = b"".join(reversed(keys))
+    socket = open_with(lambda size: drawn.rjust(size, b"-"), routine) if client else open_server()
     sent = b"".join(
         [
             socket.binary(payload),

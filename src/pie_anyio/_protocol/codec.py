@@ -55,16 +55,12 @@ def encode_request(request: Request, corr_id: int | None) -> bytes:
     Raises:
         InvalidRequest: a field cannot be expressed in MessagePack (lone surrogates, integers beyond 64 bits).
     """
-    return _encode(request, corr_id, request.fields())
+    return _encode(request, request.fields(corr_id))
 
 
-def _encode(request: Request, corr_id: int | None, fields: dict[str, object]) -> bytes:
-    message: Fields = {"type": request.type}
-    if corr_id is not None:
-        message["corr_id"] = corr_id
-    message.update(fields)
+def _encode(request: Request, fields: Fields) -> bytes:
     try:
-        return _packer.pack(message)
+        return _packer.pack(fields)
     except (UnicodeEncodeError, OverflowError, TypeError, ValueError) as exc:
         _packer.reset()
         msg = f"{request.type}: cannot be sent: {exc}"
@@ -96,7 +92,7 @@ def encode_chunk(chunk: AddProgram | TransferFile, corr_id: int | None) -> Encod
         announced = struct.pack(">BH", 0xC5, size)
     else:
         announced = struct.pack(">BI", 0xC6, size)
-    head = _encode(chunk, corr_id, {**chunk.fields(), "chunk_data": b""})
+    head = _encode(chunk, {**chunk.fields(corr_id), "chunk_data": b""})
     return EncodedChunk(head[: -len(_NO_DATA)] + announced, chunk.chunk_data)
 
 
@@ -192,13 +188,22 @@ def _salvage(payload: Payload) -> Fields:
     return fields
 
 
-def read_response(fields: Fields) -> Response:
-    """Check the fields of a ``response``."""
+def read_response(fields: Fields) -> tuple[int, bool, str]:
+    """Give number, outcome and text of a ``response``."""
     corr_id, ok, result = fields.get("corr_id"), fields.get("ok"), fields.get("result")
     if type(corr_id) is not int or type(ok) is not bool or type(result) is not str:
         msg = "a response without a valid corr_id, ok or result"
         raise DecodeError(msg, fields)
-    return Response(corr_id, ok, result)
+    return corr_id, ok, result
+
+
+def read_process_event(fields: Fields) -> tuple[str, str, str]:
+    """Give process id, kind and value of a ``process_event``."""
+    process_id, kind, value = fields.get("process_id"), fields.get("event"), fields.get("value")
+    if type(process_id) is not str or type(kind) is not str or type(value) is not str:
+        msg = "a process_event without a valid process_id, event or value"
+        raise DecodeError(msg, fields)
+    return process_id, kind, value
 
 
 def read_file_chunk(fields: Fields) -> FileChunk:

@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
-from .._events import Event, File, Gap, Message, Stderr, Stdout
 from .._exceptions import (
     ConnectError,
     ConnectionClosed,
@@ -28,34 +27,32 @@ from .._types import CAPABILITIES, CorrelationId, Generation, Limits
 from . import codec, messages
 from . import events as core
 from . import websocket as wire
-from .auth import read_login_answer
+from .inbound import Inbound
 from .masking import Mask, mask
-from .outbox import Entry, Lane, Outbox, Payload
-from .processes import ProcessRecord, ProcessTable
-from .requests import Abandoned, Pending, RequestTable
+from .outbox import Entry, Lane, Payload
+from .requests import Abandoned, Pending
 from .state import (
     CONNECTION,
+    REQUEST,
     ConnectionState,
     ConnectionTrigger,
-    ProcessState,
     ProcessTrigger,
     RequestState,
     RequestTrigger,
     advance,
 )
-from .straight import read_output
-from .transfer import ChunkRefused, Downloads
+from .straight import HEAD, read_output
 
-_OUTPUT: Final[dict[str, tuple[Any, Event]]] = {
-    "stdout": (Stdout, Event.Stdout),
-    "stderr": (Stderr, Event.Stderr),
-    "message": (Message, Event.Message),
-}
-_LOGINS: Final = frozenset(["auth_identify", "auth_prove", "auth_by_token"])
-_new = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+_ALWAYS_TAKEN: Final = min(capabilities.max_request_bytes for capabilities in CAPABILITIES.values())
+# As in ``inbound``: members of enums that each request needs.
+_CONNECTING: Final = ConnectionState.CONNECTING
+_OPEN: Final = ConnectionState.OPEN
+_CONTROL: Final = Lane.CONTROL
+_REQUEST: Final = Lane.REQUEST
+_TAKEN: Final = RequestTrigger.TAKEN
 
 
-class ClientProtocol:
+class ClientProtocol(Inbound):
     """The client's side of one connection, without I/O."""
 
     def __init__(
@@ -69,13 +66,9 @@ class ClientProtocol:
         generation: Generation | None = None,
         mask: Mask = mask,
     ) -> None:
-        self.limits: Limits = limits or Limits()
-        self.state: ConnectionState = ConnectionState.CONNECTING
-        self.generation = generation
+        super().__init__(limits or Limits(), generation)
         self.close_reason: PieError | None = None
         self.last_notice: str = ""
-        self.ignored: int = 0
-        """Messages that were dropped: damaged, of unknown type, or answers that nobody waits for."""
         self._ws = wire.WebSocket(
             client=True,
             message_bytes=self.limits.message_bytes,
@@ -84,13 +77,7 @@ class ClientProtocol:
             mask=mask,
         )
         self._raw = bytearray(self._ws.request_upgrade(host, target, headers))
-        self._outbox = Outbox()
-        self._requests = RequestTable()
-        self._processes = ProcessTable(self.limits)
-        self._downloads = Downloads(self.limits)
-        self._events: list[core.CoreEvent] = []
         self._close: tuple[int, str] | None = None
-        self._close_sent = False
         self._ended = False
 
     # --- towards the stream ----------------------------------------------------------------------------------------
@@ -118,22 +105,25 @@ class ClientProtocol:
     def data_to_send(self, max_bytes: int = 65536) -> bytes:
         """Frame queued messages, at least one and about ``max_bytes``; from here on they count as issued."""
         # Answers to pings are taken here and not before: a peer that pings without reading gets one, not a queue.
-        self._raw += self._ws.take_replies()
+        if self._ws.has_replies:
+            self._raw += self._ws.take_replies()
         # A single part is not copied by join(), and a chunk mostly goes out alone.
-        parts: list[bytes] = [bytes(self._raw)] if self._raw else []
-        size = len(self._raw)
-        self._raw.clear()
-        while size < max_bytes and self.state is not ConnectionState.CONNECTING:
-            taken = self._outbox.take()
-            if taken is None:
-                break
+        parts: list[bytes] = []
+        size = 0
+        if self._raw:
+            parts.append(bytes(self._raw))
+            size = len(self._raw)
+            self._raw.clear()
+        binary, take, find = self._ws.binary, self._outbox.take, self._requests.get
+        connected = self.state is not _CONNECTING
+        while connected and size < max_bytes and (taken := take()) is not None:
             payload, entry = taken
-            if entry.corr_id is not None and (pending := self._requests.get(entry.corr_id)) is not None:
-                pending.advance(RequestTrigger.TAKEN)
-            if isinstance(payload, codec.EncodedChunk):
-                parts.append(self._ws.binary(payload.head, payload.data))
-            else:
-                parts.append(self._ws.binary(payload))
+            pending = find(entry.corr_id)
+            if pending is not None:
+                pending.state = advance(REQUEST, pending.state, _TAKEN)
+            parts.append(
+                binary(payload) if isinstance(payload, bytes) else binary(payload.head, payload.data)
+            )
             size += len(payload)
         if self._close is not None and not self._outbox:
             parts.append(self._ws.close(*self._close))
@@ -146,7 +136,7 @@ class ClientProtocol:
         if self._ended:
             return
         items = self._ws.receive_eof() if data is None else self._ws.receive_data(data)
-        self._receive_messages(items)
+        self._receive_items(items)
         if data is None:
             self._end(self._eof_reason(), ConnectionTrigger.ENDED)
 
@@ -168,11 +158,17 @@ class ClientProtocol:
             LocalProtocolError: the connection does not take it in its present state.
             InvalidRequest: it cannot be encoded, or is larger than the engine takes.
         """
-        self._check_may_send(request)
-        corr_id = self._requests.next_id()
-        lane = Lane.CONTROL if urgent or request.type in _LOGINS else Lane.REQUEST
-        entry = self._enqueue(request, corr_id, lane)
-        self._requests.add(Pending(request, corr_id, owner, quiet, [entry]))
+        if self.state is not _OPEN:
+            self._check_may_send(request)
+        requests = self._requests
+        corr_id = requests.next_id()
+        payload = codec.encode_request(request, corr_id)
+        if len(payload) > _ALWAYS_TAKEN:
+            self._check_size(request, payload)
+        lane = _CONTROL if urgent or request.allowed_unauthenticated else _REQUEST
+        pending = Pending(lane, payload, corr_id, request, owner, quiet)
+        self._outbox.add(pending)
+        requests.add(pending)
         return corr_id
 
     def notify(self, request: messages.Request, *, lane: Lane = Lane.REQUEST) -> None:
@@ -185,7 +181,7 @@ class ClientProtocol:
         marker = messages.AddProgram("", "", False, 0, 0, b"")
         self._check_may_send(marker)
         corr_id = self._requests.next_id()
-        self._requests.add(Pending(marker, corr_id, owner, False, []))
+        self._requests.add(Pending(Lane.BULK, None, corr_id, marker, owner))
         return corr_id
 
     def upload_chunk(self, corr_id: CorrelationId, chunk: messages.AddProgram) -> bool:
@@ -195,8 +191,8 @@ class ClientProtocol:
             return False
         self._check_may_send(chunk)
         pending.request = chunk
-        pending.entries = [entry for entry in pending.entries if entry.payload is not None]
-        pending.entries.append(self._enqueue(chunk, corr_id, Lane.BULK))
+        queued = [entry for entry in pending.chunks if entry.payload is not None]
+        pending.chunks = (*queued, self._enqueue(chunk, corr_id, Lane.BULK))
         return True
 
     def abandon(self, corr_id: CorrelationId) -> Abandoned:
@@ -205,20 +201,9 @@ class ClientProtocol:
         issued = pending is not None and pending.state is RequestState.ISSUED
         outcome = self._requests.abandon(corr_id, self._outbox)
         if pending is not None and issued and isinstance(pending.request, messages.AddProgram):
-            self._reset_upload(pending.corr_id, pending.request)
+            self._reset_upload(corr_id, pending.request)
         self._tidy_waiting_room()
         return outcome
-
-    def release(self, process_id: str) -> None:
-        """End a process whose owner leaves: one terminate, ahead of everything that is queued. Idempotent."""
-        record = self._processes.live.get(process_id)
-        if record is None or record.state is ProcessState.ZOMBIE:
-            return
-        record.advance(ProcessTrigger.RELEASE)
-        self._processes.ignore(record)
-        self._downloads.forget(process_id)
-        if not self._close_sent:
-            self._terminate(process_id)
 
     def detach(self, process_id: str) -> None:
         """Leave a process to itself; its events still reach its owner object."""
@@ -275,6 +260,12 @@ class ClientProtocol:
             payload = codec.encode_chunk(request, corr_id)
         else:
             payload = codec.encode_request(request, corr_id)
+        self._check_size(request, payload)
+        entry = Entry(lane, payload, corr_id)
+        self._outbox.add(entry)
+        return entry
+
+    def _check_size(self, request: messages.Request, payload: Payload) -> None:
         generation = self.generation or Generation.V04
         allowed = CAPABILITIES[generation].max_request_bytes
         if len(payload) > allowed:
@@ -283,13 +274,6 @@ class ClientProtocol:
                 f"at most {allowed}. Send large inputs as a file (transfer_file) instead"
             )
             raise InvalidRequest(msg)
-        return self._outbox.add(lane, payload, corr_id)
-
-    def _terminate(self, process_id: str) -> None:
-        corr_id = self._requests.next_id()
-        request = messages.TerminateProcess(process_id)
-        entry = self._outbox.add(Lane.CONTROL, codec.encode_request(request, corr_id), corr_id)
-        self._requests.add(Pending(request, corr_id, None, False, [entry]))
 
     def _reset_upload(self, corr_id: CorrelationId, chunk: messages.AddProgram) -> None:
         """Have the engine forget a half-sent upload: it is kept under its hash and would spoil the next one."""
@@ -307,11 +291,12 @@ class ClientProtocol:
 
     # --- receiving -------------------------------------------------------------------------------------------------
 
-    def _receive_messages(self, items: list[wire.Item]) -> None:
-        wanted, known, append = self._processes.wanted, self._processes.known, self._events.append
+    def _receive_items(self, items: list[wire.Item]) -> None:
+        known, append = self._processes.known, self._events.append
         for item in items:
             if type(item) is bytes:
-                if (output := read_output(item, wanted, known)) is not None:
+                head = known.get(item[:HEAD])
+                if head is not None and (output := read_output(item, head)) is not None:
                     append(output)
                 else:
                     self._receive_message(item)
@@ -319,24 +304,6 @@ class ClientProtocol:
                 self._receive_message(item)
             else:
                 self._receive_control(item)
-
-    def _receive_message(self, payload: bytes | memoryview) -> None:
-        """Decode a message, one that is damaged as far as it goes."""
-        try:
-            fields = codec.decode_engine_fields(payload)
-            kind = fields.get("type")
-            if kind == "process_event":
-                self._receive_output(fields, len(payload))
-            elif kind == "response":
-                self._receive_response(codec.read_response(fields))
-            elif kind == "file":
-                self._receive_file(fields, len(payload))
-            elif kind == "mcp_request":
-                self._events.append(core.ToolRequested(codec.read_mcp_request(fields)))
-            else:
-                self.ignored += 1
-        except codec.DecodeError as exc:
-            self._receive_damaged(exc)
 
     def _receive_control(self, item: wire.Item) -> None:
         match item:
@@ -358,141 +325,6 @@ class ClientProtocol:
             case _:  # pragma: no cover - the remaining items belong to the engine's side
                 pass
 
-    def _receive_output(self, fields: codec.Fields, size: int) -> None:
-        process_id, kind, value = fields.get("process_id"), fields.get("event"), fields.get("value")
-        if type(process_id) is not str or type(kind) is not str or type(value) is not str:
-            msg = "a process_event without a valid process_id, event or value"
-            raise codec.DecodeError(msg, fields)
-        record = self._processes.live.get(process_id)
-        if record is None:
-            self._receive_orphan(process_id, fields, size)
-            return
-        output = _OUTPUT.get(kind)
-        if output is not None:
-            self._deliver(record, output, value, size)
-        elif kind == "return":
-            self._end_process(record, ProcessTrigger.RETURN, value)
-        elif kind == "error":
-            self._end_process(record, ProcessTrigger.ERROR, value)
-        else:
-            self.ignored += 1
-
-    def _deliver(self, record: ProcessRecord, output: tuple[Any, Event], value: str, size: int) -> None:
-        if record.state is ProcessState.ZOMBIE:
-            return
-        if record.quiet:
-            self._note_output(record)
-            if output[1] is not Event.Message:
-                record.keep_tail(value)
-            return
-        event = _new(output[0], (output[1], value))
-        self._events.append(_new(core.ProcessOutput, (record.owner, event, size)))
-
-    def _note_output(self, record: ProcessRecord) -> None:
-        if not record.seen_output:
-            record.seen_output = True
-            self._events.append(core.FirstOutput(record.owner))
-
-    def _receive_orphan(self, process_id: str, fields: codec.Fields, size: int) -> None:
-        if self._requests.claiming:
-            self._processes.keep_orphan(process_id, fields, size)
-        else:
-            self._processes.dropped_orphans += 1
-
-    def _receive_response(self, response: messages.Response) -> None:
-        pending = self._requests.get(response.corr_id)
-        if pending is None:
-            self.ignored += 1
-            return
-        abandoned = pending.state is RequestState.ABANDONED
-        pending.advance(RequestTrigger.REPLY)
-        kind = pending.request.type
-        if kind in _LOGINS:
-            self._read_login(kind, response)
-        if pending.claims_process and response.ok:
-            self._start_process(pending, response.result, abandoned)
-        elif kind == "terminate_process" and not response.ok and pending.owner is None:
-            self._note_gone(pending, response.result)
-        elif not abandoned or pending.claims_process:
-            self._events.append(core.ReplyReceived(pending.owner, response.ok, response.result))
-        self._requests.settle(pending, self._outbox)
-        self._tidy_waiting_room()
-
-    def _read_login(self, kind: str, response: messages.Response) -> None:
-        answer = read_login_answer(kind, response.ok, response.result, self.generation)
-        self.generation = answer.generation
-        if answer.authenticated:
-            self.state = advance(CONNECTION, self.state, ConnectionTrigger.AUTHENTICATED)
-
-    def _start_process(self, pending: Pending, result: str, abandoned: bool) -> None:
-        attaching = isinstance(pending.request, messages.AttachProcess)
-        process_id = (
-            pending.request.process_id if isinstance(pending.request, messages.AttachProcess) else result
-        )
-        if not process_id or process_id in self._processes.live:
-            detail = f"the engine gave the process id {process_id!r}, which is not a new one"
-            self._events.append(core.ReplyDamaged(pending.owner, detail))
-            return
-        record = ProcessRecord(process_id, pending.owner, pending.quiet)
-        self._processes.begin(record)
-        if abandoned:
-            # Whoever asked is gone. A launch is ended; what was only attached to belongs to somebody else.
-            if attaching:
-                record.advance(ProcessTrigger.DETACH)
-            else:
-                self.release(process_id)
-        self._events.append(core.ProcessStarted(pending.owner, process_id, abandoned))
-        for fields in self._processes.claim_orphans(process_id):
-            self._replay(fields)
-
-    def _replay(self, fields: codec.Fields) -> None:
-        if fields.get("type") == "file":
-            self._receive_file(fields, 0)
-        elif fields.get("process_id") in self._processes.live:
-            self._receive_output(fields, len(fields["value"]))
-
-    def _note_gone(self, pending: Pending, result: str) -> None:
-        """The engine refused one of our own terminates, mostly because the process had ended before."""
-        if not result.startswith(messages.GONE):
-            return  # it may run on: whoever waits for its end is not told otherwise
-        request = pending.request
-        assert isinstance(request, messages.TerminateProcess)
-        record = self._processes.live.get(request.process_id)
-        if record is not None:
-            self._end_process(record, ProcessTrigger.GONE, None)
-
-    def _end_process(self, record: ProcessRecord, trigger: ProcessTrigger, text: str | None) -> None:
-        record.advance(trigger)
-        self._processes.finish(record)
-        self._downloads.forget(record.process_id)
-        self._events.append(
-            core.ProcessEnded(record.owner, record.process_id, record.state, text, record.tail)
-        )
-
-    def _receive_file(self, fields: codec.Fields, size: int) -> None:
-        chunk = codec.read_file_chunk(fields)
-        record = self._processes.live.get(chunk.process_id)
-        if record is None:
-            self._receive_orphan(chunk.process_id, fields, size)
-            return
-        if record.state is ProcessState.ZOMBIE:
-            return
-        if record.quiet:
-            self._note_output(record)
-            return
-        try:
-            content = self._downloads.add(chunk)
-        except ChunkRefused as exc:
-            self.ignored += 1
-            # Once a chunk was refused, so is the rest, for want of a beginning: the last one stands for all.
-            if chunk.chunk_index >= chunk.total_chunks - 1:
-                gap = Gap(Event.Gap, f"a file was lost: {exc}")
-                self._events.append(core.ProcessOutput(record.owner, gap, 0))
-            return
-        if content is not None:
-            event = File(Event.File, content)
-            self._events.append(core.ProcessOutput(record.owner, event, len(content)))
-
     def _receive_text(self, text: str) -> None:
         """Read a text frame: 0.5 reports turns and errors that way; 0.4 never sends any."""
         try:
@@ -506,28 +338,6 @@ class ClientProtocol:
             self._events.append(core.NoticeReceived(self.last_notice))
         elif notice.get("type") != "turn_done":
             self.ignored += 1
-
-    def _receive_damaged(self, exc: codec.DecodeError) -> None:
-        """Fail what a damaged message belonged to, as far as it can be told, and go on."""
-        self.ignored += 1
-        fields = exc.fields
-        corr_id = fields.get("corr_id")
-        if fields.get("type") == "response" and type(corr_id) is int:
-            pending = self._requests.get(corr_id)
-            if pending is not None:
-                pending.advance(RequestTrigger.REPLY)
-                self._requests.settle(pending, self._outbox)
-                self._events.append(core.ReplyDamaged(pending.owner, str(exc)))
-        elif fields.get("type") == "process_event" and fields.get("event") in ("return", "error"):
-            process_id = fields.get("process_id")
-            record = self._processes.live.get(process_id) if type(process_id) is str else None
-            if record is not None:
-                self._end_process(record, ProcessTrigger.GONE, f"its last event was damaged: {exc}")
-        self._tidy_waiting_room()
-
-    def _tidy_waiting_room(self) -> None:
-        if not self._requests.claiming:
-            self._processes.close_waiting_room()
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

@@ -26,11 +26,19 @@ class Request:
     """Whether the engine ever answers a message of this kind with a ``response``."""
     allowed_unauthenticated: ClassVar[bool] = False
     """0.4 silently drops everything else before authentication."""
+    claims_process: ClassVar[bool] = False
+    """Whether the answer may make a new process known."""
     field_names: ClassVar[tuple[str, ...]] = ()
 
-    def fields(self) -> dict[str, object]:
-        """Give the message's own fields, without ``type`` and ``corr_id``."""
-        return {name: value for name in self.field_names if (value := getattr(self, name)) is not None}
+    def fields(self, corr_id: int | None = None) -> dict[str, object]:
+        """Give the whole message as it goes onto the wire; ``corr_id`` is None for the kinds that carry none."""
+        fields: dict[str, object] = {"type": self.type}
+        if corr_id is not None:
+            fields["corr_id"] = corr_id
+        for name in self.field_names:
+            if (value := getattr(self, name)) is not None:
+                fields[name] = value
+        return fields
 
 
 @attrs.frozen
@@ -105,19 +113,23 @@ class LaunchProcess(Request):
     """Start a process. The answer is its id; its events may follow in the same read."""
 
     type: ClassVar[str] = "launch_process"
+    claims_process: ClassVar[bool] = True
     inferlet: str
     input: str
     capture_outputs: bool = True
     token_budget: int | None = None
 
-    def fields(self) -> dict[str, object]:
-        """Give the fields, spelt out: a fan-out sends little else."""
-        fields: dict[str, object] = {
+    def fields(self, corr_id: int | None = None) -> dict[str, object]:
+        """Give the message, spelt out: a fan-out sends little else."""
+        if corr_id is None or self.token_budget is not None:
+            return Request.fields(self, corr_id)
+        return {
+            "type": "launch_process",
+            "corr_id": corr_id,
             "inferlet": self.inferlet,
             "input": self.input,
             "capture_outputs": self.capture_outputs,
         }
-        return fields if self.token_budget is None else {**fields, "token_budget": self.token_budget}
 
 
 @attrs.frozen
@@ -156,6 +168,7 @@ class AttachProcess(Request):
     """Ask for the events of a running process."""
 
     type: ClassVar[str] = "attach_process"
+    claims_process: ClassVar[bool] = True
     process_id: str
 
 

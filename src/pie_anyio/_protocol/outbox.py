@@ -30,13 +30,16 @@ class Lane(IntEnum):
     BULK = 2
 
 
+_BULK: Final = Lane.BULK  # Python 3.11 looks a member of an enum up with a call, each time
+
+
 @attrs.define(eq=False)
 class Entry:
     """One message in the outbox. ``payload`` is None once it was taken or withdrawn."""
 
     lane: Lane
     payload: Payload | None = attrs.field(repr=False)
-    corr_id: int | None = None
+    corr_id: int | None
 
 
 class Outbox:
@@ -54,18 +57,23 @@ class Outbox:
     def __bool__(self) -> bool:
         return self.queued_bytes > 0
 
-    def add(self, lane: Lane, payload: Payload, corr_id: int | None = None) -> Entry:
-        """Append one encoded message to a lane."""
-        entry = Entry(lane, payload, corr_id)
-        self._lanes[lane].append(entry)
-        self._count(lane, len(payload))
-        return entry
+    def add(self, entry: Entry) -> None:
+        """Append an entry, which has its payload still, to its lane."""
+        assert entry.payload is not None
+        self._lanes[entry.lane].append(entry)
+        size = len(entry.payload)
+        self.queued_bytes += size
+        if entry.lane is _BULK:
+            self.bulk_bytes += size
 
     def withdraw(self, entry: Entry) -> bool:
         """Take an entry back; False where it was taken for sending before."""
         if entry.payload is None:
             return False
-        self._count(entry.lane, -len(entry.payload))
+        size = len(entry.payload)
+        self.queued_bytes -= size
+        if entry.lane is _BULK:
+            self.bulk_bytes -= size
         entry.payload = None  # its place in the lane is skipped later, which is cheaper than searching for it
         self._withdrawn += 1
         if self._withdrawn > _SWEEP_AFTER and self._withdrawn * 2 > sum(map(len, self._lanes)):
@@ -76,17 +84,20 @@ class Outbox:
         """Take the next message to send, or None where nothing is queued."""
         control, requests, bulk = self._lanes
         # Many small requests and one large upload take turns: neither may starve the other.
-        for lane in (control, bulk, requests) if self._bulk_next else (control, requests, bulk):
-            while lane:
-                entry = lane.popleft()
-                payload = entry.payload
-                if payload is not None:
-                    entry.payload = None
-                    self._count(entry.lane, -len(payload))
-                    if entry.lane is not Lane.CONTROL:
-                        self._bulk_next = entry.lane is Lane.REQUEST
-                    return payload, entry
+        while lane := control or (bulk or requests if self._bulk_next else requests or bulk):
+            entry = lane.popleft()
+            payload = entry.payload
+            if payload is None:
                 self._withdrawn -= 1
+                continue
+            entry.payload = None
+            size = len(payload)
+            self.queued_bytes -= size
+            if lane is bulk:
+                self.bulk_bytes -= size
+            if lane is not control:
+                self._bulk_next = lane is requests
+            return payload, entry
         return None
 
     def clear(self) -> None:
@@ -104,8 +115,3 @@ class Outbox:
             lane.clear()
             lane.extend(kept)
         self._withdrawn = 0
-
-    def _count(self, lane: Lane, size: int) -> None:
-        self.queued_bytes += size
-        if lane is Lane.BULK:
-            self.bulk_bytes += size

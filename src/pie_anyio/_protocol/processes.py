@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Any, Final, TypeAlias
 
 import attrs
 
 from .._events import Event
 from .._types import Limits
+from .messages import FileChunk
 from .state import PROCESS, ProcessState, ProcessTrigger, advance
 
 _TAIL_CHARS: Final = 2048
@@ -18,6 +19,8 @@ _FINISHED_IDS: Final = 4096
 
 KnownHead: TypeAlias = tuple[object, Any, Event]
 """The owner of a process, and the class and kind of the output that a message with this beginning holds."""
+Early: TypeAlias = tuple[str, str] | FileChunk
+"""What arrived for a process that is not known yet: the kind and value of an event, or a part of a file."""
 
 
 @attrs.define(eq=False)
@@ -46,7 +49,7 @@ class ProcessRecord:
 @attrs.define(eq=False)
 class _Orphan:
     process_id: str
-    fields: dict[str, object]
+    what: Early
     size: int
 
 
@@ -59,67 +62,62 @@ class ProcessTable:
 
     __slots__ = (
         "_finished",
+        "_finished_order",
         "_limits",
         "_orphan_bytes",
         "_orphans",
         "dropped_orphans",
         "known",
         "live",
-        "wanted",
     )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.live: dict[str, ProcessRecord] = {}
-        self.wanted: dict[bytes, ProcessRecord] = {}
-        """Those of the live ones whose output somebody reads, by the bytes of their ids."""
         self.known: dict[bytes, KnownHead] = {}
-        """How the usual messages with output of these begin; see ``straight``."""
-        self._finished: OrderedDict[str, None] = OrderedDict()
+        """How the usual messages with output that somebody reads begin; see ``straight``."""
+        self._finished: set[str] = set()
+        self._finished_order: deque[str] = deque()
         self._orphans: deque[_Orphan] = deque()
         self._orphan_bytes = 0
         self.dropped_orphans = 0
 
-    def begin(self, record: ProcessRecord) -> None:
-        """Note a process that has become known; an id that was seen to end before lives again (after an attach)."""
-        self._finished.pop(record.process_id, None)
-        self.live[record.process_id] = record
-        if not record.quiet:
-            self.wanted[record.process_id.encode()] = record
-
     def ignore(self, record: ProcessRecord) -> None:
         """Drop the output of a process from here on."""
         record.quiet = True
-        self._unwant(record)
-
-    def _unwant(self, record: ProcessRecord) -> None:
-        self.wanted.pop(record.process_id.encode(), None)
         for head in record.heads:
             del self.known[head]
         record.heads = ()
 
+    def learn(self, record: ProcessRecord, head: bytes, output: tuple[Any, Event]) -> None:
+        """Note how the messages with one kind of a process's output begin."""
+        self.known[head] = (record.owner, *output)
+        record.heads += (head,)
+
     def finish(self, record: ProcessRecord) -> None:
         """Forget a process that ended, and remember its id so that late events are told from early ones."""
         del self.live[record.process_id]
-        self._unwant(record)
-        self._finished[record.process_id] = None
+        if record.heads:
+            self.ignore(record)
+        if record.process_id not in self._finished:  # or else it lived again, after an attach
+            self._finished.add(record.process_id)
+            self._finished_order.append(record.process_id)
         if len(self._finished) > _FINISHED_IDS:
-            self._finished.popitem(last=False)
+            self._finished.discard(self._finished_order.popleft())
 
     def lose_all(self) -> None:
         """Forget every live process: the connection ended."""
         for record in self.live.values():
             record.advance(ProcessTrigger.CONNECTION_ENDED)
         self.live.clear()
-        self.wanted.clear()
         self.known.clear()
 
-    def keep_orphan(self, process_id: str, fields: dict[str, object], size: int) -> None:
+    def keep_orphan(self, process_id: str, what: Early, size: int) -> None:
         """Put an event of an unknown process into the waiting room; beyond its limits the oldest makes way."""
         if process_id in self._finished:
             self.dropped_orphans += 1
             return
-        self._orphans.append(_Orphan(process_id, fields, size))
+        self._orphans.append(_Orphan(process_id, what, size))
         self._orphan_bytes += size
         while (
             len(self._orphans) > self._limits.orphan_events or self._orphan_bytes > self._limits.orphan_bytes
@@ -127,17 +125,18 @@ class ProcessTable:
             self._orphan_bytes -= self._orphans.popleft().size
             self.dropped_orphans += 1
 
-    def claim_orphans(self, process_id: str) -> list[dict[str, object]]:
+    def claim_orphans(self, process_id: str) -> list[Early]:
         """Take the waiting events of a process that has just become known, in order."""
         if not self._orphans:
             return []
-        mine = [orphan.fields for orphan in self._orphans if orphan.process_id == process_id]
+        mine = [orphan.what for orphan in self._orphans if orphan.process_id == process_id]
         self._orphans = deque(orphan for orphan in self._orphans if orphan.process_id != process_id)
         self._orphan_bytes = sum(orphan.size for orphan in self._orphans)
         return mine
 
     def close_waiting_room(self) -> None:
         """Drop what waits: no unanswered launch could claim it any more."""
-        self.dropped_orphans += len(self._orphans)
-        self._orphans.clear()
-        self._orphan_bytes = 0
+        if self._orphans:
+            self.dropped_orphans += len(self._orphans)
+            self._orphans.clear()
+            self._orphan_bytes = 0

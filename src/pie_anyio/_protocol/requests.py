@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import attrs
 
 from .._types import CorrelationId
-from .messages import MAX_CORR_ID, AttachProcess, LaunchProcess, Request
+from .messages import MAX_CORR_ID, Request
 from .outbox import Entry, Outbox
 from .state import REQUEST, RequestState, RequestTrigger, advance
 
@@ -25,22 +26,28 @@ class Abandoned(IntEnum):
 
 
 @attrs.define(eq=False)
-class Pending:
-    """One request between its submission and its answer."""
+class Pending(Entry):
+    """One request between its submission and its answer, and the place of its message in the outbox.
+
+    That of an upload has no message of its own but a number of ``chunks``.
+    """
 
     request: Request
-    corr_id: CorrelationId
     owner: object
-    quiet: bool
-    entries: list[Entry]
-    """The queued messages: one, or the chunks of an upload."""
-    claims_process: bool = False
-    """Whether an answer may make a new process known."""
+    quiet: bool = False
+    chunks: tuple[Entry, ...] = ()
     state: RequestState = RequestState.QUEUED
+
+    @property
+    def claims_process(self) -> bool:
+        """Whether an answer may make a new process known."""
+        return self.request.claims_process
 
     def withdraw(self, outbox: Outbox) -> None:
         """Take back what has not been sent."""
-        for entry in self.entries:
+        if self.payload is not None:
+            outbox.withdraw(self)
+        for entry in self.chunks:
             outbox.withdraw(entry)
 
     def advance(self, trigger: RequestTrigger) -> None:
@@ -51,10 +58,12 @@ class Pending:
 class RequestTable:
     """Unsettled requests by correlation id."""
 
-    __slots__ = ("_last", "_pending", "claiming")
+    __slots__ = ("_last", "_pending", "claiming", "get")
 
     def __init__(self, first: int = 1) -> None:
-        self._pending: dict[int, Pending] = {}
+        self._pending: dict[int | None, Pending] = {}
+        self.get: Callable[[int | None], Pending | None] = self._pending.get
+        """Look a request up; None, the number of messages that are never answered, finds nothing."""
         self._last = first - 1
         self.claiming = 0
         """Launches and attaches that are unanswered; while there are any, unknown processes may become known."""
@@ -71,19 +80,14 @@ class RequestTable:
 
     def add(self, pending: Pending) -> None:
         """Register a request."""
-        pending.claims_process = isinstance(pending.request, (LaunchProcess, AttachProcess))
         self._pending[pending.corr_id] = pending
-        self.claiming += pending.claims_process
-
-    def get(self, corr_id: int) -> Pending | None:
-        """Look a request up."""
-        return self._pending.get(corr_id)
+        self.claiming += pending.request.claims_process
 
     def settle(self, pending: Pending, outbox: Outbox) -> None:
         """Forget a request that needs no further attention, with what is still queued of it."""
         pending.withdraw(outbox)
         del self._pending[pending.corr_id]
-        self.claiming -= pending.claims_process
+        self.claiming -= pending.request.claims_process
 
     def abandon(self, corr_id: int, outbox: Outbox) -> Abandoned:
         """Give up a request on behalf of its caller."""
@@ -93,6 +97,7 @@ class RequestTable:
         pending.advance(RequestTrigger.ABANDON)
         if pending.state is RequestState.WITHDRAWN:
             self.settle(pending, outbox)
+            pending.owner = None  # the place in the outbox may stay for a while
             return Abandoned.WITHDRAWN
         pending.withdraw(outbox)
         return Abandoned.AWAITING_REPLY

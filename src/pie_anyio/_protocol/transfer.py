@@ -97,8 +97,9 @@ class Downloads:
 
     def forget(self, process_id: str) -> None:
         """Drop what is unfinished of a process that ended."""
-        for key in [key for key in self._open if key[0] == process_id]:
-            self._discard(key)
+        if self._open:
+            for key in [key for key in self._open if key[0] == process_id]:
+                self._discard(key)
 
     def clear(self) -> None:
         """Drop everything that is unfinished."""

@@ -9,6 +9,7 @@ where the next frame begins.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
@@ -25,6 +26,9 @@ from .masking import Mask, mask, turn
 _BINARY: Final = 0x82  # FIN, opcode 2
 _LARGE: Final = 8192  # from here on a view is cheaper than a copy
 _HEADER_END: Final = b"\r\n\r\n"
+_HEADS: Final = [bytes((_BINARY, second)) for second in range(256)]
+_KEYS: Final = struct.Struct("4s" * 32)
+"""Masking keys that are drawn together: each draw is a call of the system."""
 
 Entropy: TypeAlias = Callable[[int], bytes]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -138,6 +142,7 @@ class WebSocket:
         self._may_slice = client and self._frame_cap >= _LARGE
         self._header_cap = header_bytes
         self._entropy = entropy
+        self._keys: list[bytes] = []
         self._mask = mask
         self._ws = WSConnection(ConnectionType.CLIENT if client else ConnectionType.SERVER)
         self._upgraded = False
@@ -222,6 +227,8 @@ class WebSocket:
                 continue
             if self._may_slice and not self._fragmented:
                 position = _slice_small(data, position, out)
+                if position == size:
+                    break
             header = self._read_header(data, position)
             if header is None:
                 break
@@ -433,19 +440,24 @@ class WebSocket:
         size = len(payload) + len(more)
         flag = 0x80 if self._client else 0
         if size < 126:
-            head = bytes((_BINARY, flag | size))
+            head = _HEADS[flag | size]
         elif size < 65536:
-            head = bytes((_BINARY, flag | 126)) + size.to_bytes(2, "big")
+            head = _HEADS[flag | 126] + size.to_bytes(2, "big")
         else:
-            head = bytes((_BINARY, flag | 127)) + size.to_bytes(8, "big")
+            head = _HEADS[flag | 127] + size.to_bytes(8, "big")
         if not self._client:
             return b"".join((head, payload, more))
-        assert self._entropy is not None
-        key = self._entropy(4)  # fresh and unpredictable for each frame: RFC 6455, section 5.3
+        # Fresh and unpredictable for each frame: RFC 6455, section 5.3.
+        key = self._keys.pop() if self._keys else self._draw_key()
         if not more:
             return b"".join((head, key, self._mask(payload, key)))
         masked = self._mask(payload, key), self._mask(more, turn(key, len(payload)))
         return b"".join((head, key, *masked))
+
+    def _draw_key(self) -> bytes:
+        assert self._entropy is not None
+        self._keys.extend(_KEYS.unpack(self._entropy(_KEYS.size)))
+        return self._keys.pop()
 
     def text(self, text: str) -> bytes:
         """Frame one text message."""
