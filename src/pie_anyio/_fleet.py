@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -17,7 +17,12 @@ from ._receipt import Receipt
 from ._session.registry import Ending, EndKind, Run
 from ._session.session import Session
 
-__all__ = ["EndKind", "Ending", "Fleet", "Launcher", "Run"]
+__all__ = ["AtEnd", "EndKind", "Ending", "Fleet", "Launcher", "Run"]
+
+T = TypeVar("T")
+
+AtEnd: TypeAlias = Callable[[T, Run, Ending], object]
+"""Called in the step in which the end of a run becomes known, with what the run was started for. It must not raise."""
 
 
 class Launcher(Protocol):
@@ -61,10 +66,10 @@ class Fleet:
         finally:
             self._launcher.put_back(session)
 
-    def start_now(self, value: Any, token_budget: int | None, at_end: Callable[[Run], object]) -> bool:
+    def start_now(self, value: Any, token_budget: int | None, at_end: AtEnd[T], purpose: T) -> bool:
         """Launch the program, if no session has to be waited for; give whether it was launched.
 
-        ``at_end`` is called with the run in the step in which its end becomes known. It must not raise.
+        ``purpose`` is what ``at_end`` will be given.
 
         Raises:
             InvalidRequest: the program or the value cannot be sent.
@@ -72,19 +77,19 @@ class Fleet:
         """
         session = self._launcher.pick_now()
         if session is not None:
-            self._start(session, value, token_budget, at_end)
+            self._start(session, value, token_budget, at_end, purpose)
         return session is not None
 
-    async def start(self, value: Any, token_budget: int | None, at_end: Callable[[Run], object]) -> None:
+    async def start(self, value: Any, token_budget: int | None, at_end: AtEnd[T], purpose: T) -> None:
         """Launch the program as soon as there is a session for it; see :meth:`start_now`.
 
         Cancellation: nothing was launched.
         """
         await checkpoint_if_cancelled()
-        self._start(await self._launcher.pick(), value, token_budget, at_end)
+        self._start(await self._launcher.pick(), value, token_budget, at_end, purpose)
 
     def _start(
-        self, session: Session, value: Any, token_budget: int | None, at_end: Callable[[Run], object]
+        self, session: Session, value: Any, token_budget: int | None, at_end: AtEnd[T], purpose: T
     ) -> None:
         try:
             request = LaunchProcess(self._name_for(session), encode_input(value), True, token_budget)
@@ -93,7 +98,7 @@ class Fleet:
             self._launcher.put_back(session)
             raise
         self._open[run] = session
-        run.ended.watch(partial(self._end, run, at_end))
+        run.ended.watch(partial(self._end, run, at_end, purpose))
 
     def _name_for(self, session: Session) -> str:
         capabilities = session.capabilities
@@ -103,14 +108,14 @@ class Fleet:
             name = self._names[bare] = program_name(self.program, bare=bare)
         return name
 
-    def _end(self, run: Run, at_end: Callable[[Run], object]) -> None:
-        self._put_back(run)
+    def _end(self, run: Run, at_end: AtEnd[T], purpose: T) -> None:
         ending = run.ending
         assert ending is not None
+        self._put_back(run)
         if ending.kind is not EndKind.LOST or not run.released:  # else it was told to end, and not seen to
             del self._open[run]
             self._ended[ending.kind] += 1
-        at_end(run)
+        at_end(purpose, run, ending)
 
     def _put_back(self, run: Run) -> None:
         session = self._open.get(run)

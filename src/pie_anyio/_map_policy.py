@@ -41,6 +41,8 @@ class FailurePolicy:
             self.failures += 1
             if self.tolerance is not None and len(self.errors) < KEPT_ERRORS:
                 self.errors.append(error)
+        elif not self.is_share:
+            return self.exceeded  # a success changes no count of failures
         if self.is_share and self.total is None and self.finished < _UNSIZED_MINIMUM:
             return False
         return self._judge(self.total or self.finished)

@@ -3,11 +3,33 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
-from anyio import Event, Semaphore
+from anyio import Event
 
 from ._outcomes import AnyOutcome
+
+
+class Bell:
+    """Wakes those who wait at that moment. It remembers nothing: look first, and again after each wait."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event: Event | None = None
+
+    def ring(self) -> None:
+        """Wake whoever waits."""
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    async def wait(self) -> None:
+        """Wait for the next ring."""
+        if self._event is None:
+            self._event = Event()
+        await self._event.wait()
 
 
 class OutcomeQueue:
@@ -19,11 +41,12 @@ class OutcomeQueue:
 
     def __init__(self, *, ordered: bool, bound: int | None) -> None:
         self._ordered = ordered
-        self._room = None if bound is None else Semaphore(bound, fast_acquire=True)
+        self._bound: float = math.inf if bound is None else bound
+        self._freed = Bell()
         self._ready: deque[AnyOutcome] = deque()
         self._held: dict[int, AnyOutcome] = {}
         self._next_index = 0
-        self._arrived: Event | None = None
+        self._arrived = Bell()
         self._finished = False
 
     def __len__(self) -> int:
@@ -31,37 +54,37 @@ class OutcomeQueue:
 
     def put(self, outcome: AnyOutcome) -> None:
         """Add an outcome; one that comes too early for its order is held back."""
-        if not self._ordered:
-            self._ready.append(outcome)
-        else:
-            self._held[outcome.index] = outcome
-            while (following := self._held.pop(self._next_index, None)) is not None:
-                self._ready.append(following)
-                self._next_index += 1
-        if self._ready:
-            self._wake_consumer()
+        if self._ordered:
+            if outcome.index != self._next_index:
+                self._held[outcome.index] = outcome
+                return
+            self._next_index += 1
+        self._ready.append(outcome)
+        while self._held and (following := self._held.pop(self._next_index, None)) is not None:
+            self._ready.append(following)
+            self._next_index += 1
+        self._arrived.ring()
 
     def finish(self) -> None:
         """Note that nothing more will come. What was held back for an order that was cut short is let go, in order."""
         self._finished = True
         for index in sorted(self._held):
             self._ready.append(self._held.pop(index))
-        self._wake_consumer()
+        self._arrived.ring()
 
-    async def reserve(self) -> None:
-        """Wait for room for one more outcome, and keep it. Does not checkpoint where there is room.
+    def has_room(self, pending: int) -> bool:
+        """Whether there may be one more outcome, besides those that are still to come for so many inputs."""
+        return pending + len(self._ready) + len(self._held) < self._bound
 
-        Cancellation: nothing was kept.
-        """
-        if self._room is not None:
-            await self._room.acquire()
+    async def wait_until_taken(self) -> None:
+        """Wait until the consumer takes an outcome."""
+        await self._freed.wait()
 
     def take_now(self) -> AnyOutcome | None:
         """Take the next outcome, or None where none is there."""
         if not self._ready:
             return None
-        if self._room is not None:
-            self._room.release()
+        self._freed.ring()
         return self._ready.popleft()
 
     async def take(self) -> AnyOutcome | None:
@@ -70,8 +93,6 @@ class OutcomeQueue:
         Cancellation: an outcome leaves the queue only in the step that returns it.
         """
         while (outcome := self.take_now()) is None and not self._finished:
-            if self._arrived is None:
-                self._arrived = Event()
             await self._arrived.wait()
         return outcome
 
@@ -80,8 +101,3 @@ class OutcomeQueue:
         outcomes = list(self._ready)
         self._ready.clear()
         return outcomes
-
-    def _wake_consumer(self) -> None:
-        if self._arrived is not None:
-            self._arrived.set()
-            self._arrived = None

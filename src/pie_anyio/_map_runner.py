@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -30,18 +29,24 @@ from ._exceptions import (
     ProcessLost,
     SessionError,
 )
-from ._fleet import EndKind, Fleet, Run
+from ._fleet import Ending, EndKind, Fleet, Run
 from ._flow.backoff import Backoff
-from ._flow.limits import AdaptiveLimit, Permit
+from ._flow.limits import AdaptiveLimit
 from ._flow.scopes import raise_single
 from ._flow.wake import Wake
 from ._map_policy import FailurePolicy
-from ._map_queue import OutcomeQueue
+from ._map_queue import Bell, OutcomeQueue
 from ._map_source import Item, Source
 from ._outcomes import AnyOutcome, Failed, Lost, NotStarted, Returned, Terminated
 from ._process import Timings, ending_error, timings_of
 
 _BURST: Final = 64  # inputs taken between two checkpoints
+_CLASSES: Final[dict[EndKind, type[Terminated | Lost | NotStarted]]] = {
+    EndKind.TERMINATED: Terminated,
+    EndKind.LOST: Lost,
+    EndKind.WITHDRAWN: NotStarted,
+}
+"""The class of an outcome without a value; Failed for every other end."""
 
 
 @attrs.frozen(kw_only=True)
@@ -58,18 +63,6 @@ class MapOptions:
     backoff: Backoff
     retry_lost: int
     """How often a lost run may be repeated."""
-
-
-@attrs.define(eq=False)
-class _Job:
-    """One item that was taken and has no outcome yet, and what has been tried for it."""
-
-    item: Item
-    permit: Permit
-    refusals: int = 0
-    attempts: int = 1
-    lost: Lost | None = None
-    """The latest run of it that was lost."""
 
 
 class MapRunner:
@@ -91,14 +84,16 @@ class MapRunner:
         self._outcomes = outcomes
         self._options = options
         self._scope = CancelScope()
-        self._tasks: TaskGroup | None = None
-        self._jobs: set[_Job] = set()
-        self._ended: deque[tuple[_Job, Run]] = deque()
+        self._tasks: TaskGroup
+        self._pending = 0
+        """How many items were taken and have no outcome yet."""
+        self._ended: deque[tuple[Item, Run, Ending]] = deque()
         self._wake = Wake()
-        """There are ended runs, or no more jobs."""
-        self._room = Wake()
-        """There are fewer jobs than before."""
+        """There are ended runs, or nothing is pending any more."""
+        self._room = Bell()
+        """There are fewer items pending than before."""
         self._producing = True
+        self._stopping = False
         self._stopped = False
         self._now = 0.0
         self._progressed_at = 0.0
@@ -131,16 +126,12 @@ class MapRunner:
                     self._producing = False
                     self._wake.set()
         finally:
-            try:
-                # A launch may have been waiting for its session in the very step in which the others were ended.
-                await self.fleet.end_all()
-            finally:
-                for job in self._jobs:
-                    job.permit.give_back()
-                self._jobs.clear()
+            # A launch may have been waiting for its session in the very step in which the others were ended.
+            await self.fleet.end_all()
 
     def stop(self) -> None:
         """Take no more inputs and end what is running."""
+        self._stopping = True
         self._scope.cancel()
 
     # --- inputs ----------------------------------------------------------------------------------------------------
@@ -148,87 +139,115 @@ class MapRunner:
     async def _produce(self) -> None:
         """Take the inputs, all in this one task: a generator may hold cancel scopes open, which belong to a task."""
         burst = _BURST
-        while True:
-            await self._outcomes.reserve()
-            # Refused runs that wait to be tried again hold no permit; without this bound they would pile up.
-            while len(self._jobs) >= self._limit.maximum:
-                await self._room.wait()
-            permit = Permit(self._limit)
-            item = None
-            try:
-                await permit.take()
-                item = await self._pull(permit)
-                burst -= 1
-                await (checkpoint_if_cancelled() if burst else checkpoint())
-            except BaseException:
-                permit.give_back()
-                raise
+        while not self._stopping:
+            if not (self._has_room() and self._limit.take_now()):
+                await self._wait_for_room()
+            item = await self._pull() if self._source.waits else self._take()
             if item is None:
-                permit.give_back()
                 return
-            burst = burst or _BURST
-            job = _Job(item, permit)
-            self._jobs.add(job)
-            self._begin(job)
+            self._pending += 1
+            self._begin(item)
+            burst -= 1
+            if not burst:
+                burst = _BURST
+                await checkpoint()
 
-    async def _pull(self, permit: Permit) -> Item | None:
+    def _has_room(self) -> bool:
+        # Refused runs that wait to be tried again hold no permit; without this bound they would pile up.
+        return self._pending < self._limit.maximum and self._outcomes.has_room(self._pending)
+
+    async def _wait_for_room(self) -> None:
+        """Wait until an input may be taken, and for a permit."""
+        while self._pending >= self._limit.maximum:
+            await self._room.wait()
+        while not self._outcomes.has_room(self._pending):
+            await self._outcomes.wait_until_taken()
+        await self._take_permit()
+
+    async def _take_permit(self) -> None:
+        await self._limit.take()
         try:
-            if not self._source.waits:
-                return self._source.take()
-            # An input that is long in coming must not hold up a refused run that is to be tried again.
-            permit.give_back()
-            item = await self._source.pull()
-            await permit.take()
+            await checkpoint_if_cancelled()  # the end of a run that made room may have ended the map as well
+        except BaseException:
+            self._limit.give_back()
+            raise
+
+    def _take(self) -> Item | None:
+        """Take the next input. The permit that there is for it goes back where there is none left."""
+        item = None
+        try:
+            item = self._source.take()
         except Exception as exc:  # noqa: BLE001 - the inputs broke, in their own way: that is for the caller to see
-            self.error = exc
-            if self.policy.tolerance == 0:
-                self.stop()
-            return None
+            self._break_off(exc)
+        if item is None:
+            self._limit.give_back()
         return item
+
+    async def _pull(self) -> Item | None:
+        """Do the same where an input may be long in coming: a refused run has the permit then, to be tried again."""
+        self._limit.give_back()
+        try:
+            item = await self._source.pull()
+        except Exception as exc:  # noqa: BLE001 - as above
+            self._break_off(exc)
+            return None
+        if item is not None:
+            await self._take_permit()
+        return item
+
+    def _break_off(self, exc: Exception) -> None:
+        self.error = exc
+        if self.policy.tolerance == 0:
+            self.stop()
 
     # --- runs ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, job: _Job) -> None:
-        """Start a run: in this step, or in a task where a session has to be waited for."""
+    def _begin(self, item: Item) -> None:
+        """Start a run that there is a permit for: in this step, or in a task where it has to wait for a session."""
         try:
-            if not self.fleet.start_now(job.item.value, self._budget_of(job), partial(self._note_end, job)):
-                self._begin_later(job)
+            if not self.fleet.start_now(item.value, self._budget_of(item), self._note_end, item):
+                self._tasks.start_soon(self._start, item, name="pie-anyio map launch")
         except (ConnectionLost, LocalProtocolError) as exc:
-            self._give_up(job, exc)
+            self._give_up(item, exc)
 
-    def _begin_later(self, job: _Job, delay: float | None = None) -> None:
-        assert self._tasks is not None
-        self._tasks.start_soon(self._start, job, delay, name="pie-anyio map launch")
-
-    async def _start(self, job: _Job, delay: float | None) -> None:
-        """Start a run when there is a session for it; one that was refused, after a delay and with a new permit."""
+    async def _start(self, item: Item) -> None:
+        """Start a run when there is a session for it."""
         try:
-            if delay is not None:
-                await sleep(delay)
-                await job.permit.take()
-            await self.fleet.start(job.item.value, self._budget_of(job), partial(self._note_end, job))
+            await self.fleet.start(item.value, self._budget_of(item), self._note_end, item)
         except (ConnectionLost, LocalProtocolError) as exc:
-            self._give_up(job, exc)
+            self._give_up(item, exc)
         except BaseException:
-            self._drop(job)
+            self._drop()
             raise
 
-    def _budget_of(self, job: _Job) -> int | None:
-        budget = self._options.token_budget
-        return budget if budget is None or isinstance(budget, int) else budget[job.item.index]
+    async def _start_again(self, item: Item, delay: float) -> None:
+        """Start a run that was refused, after a delay and with a new permit."""
+        try:
+            await sleep(delay)
+            await self._limit.take()
+        except BaseException:
+            self._forget()
+            raise
+        await self._start(item)
 
-    def _note_end(self, job: _Job, run: Run) -> None:
+    def _budget_of(self, item: Item) -> int | None:
+        budget = self._options.token_budget
+        return budget if budget is None or isinstance(budget, int) else budget[item.index]
+
+    def _note_end(self, item: Item, run: Run, ending: Ending) -> None:
         """Note that a run has ended; called by the reader of the connection, so it only does what cannot fail."""
-        if not self._stopped:  # later, only the books need to know of it
-            self._ended.append((job, run))
-            self._wake.set()
+        if self._stopped:  # only the books need to know of it
+            self._drop()
+            return
+        self._ended.append((item, run, ending))
+        self._wake.set()
 
     # --- ends ------------------------------------------------------------------------------------------------------
 
     async def _collect(self) -> None:
         """Take what has ended, and at the end of the map end what has not."""
         try:
-            while self._producing or self._jobs:
+            while self._producing or self._pending:
                 await self._wake.wait()
                 self._take_ended()
         finally:
@@ -241,110 +260,116 @@ class MapRunner:
         while self._ended:
             self._finish(*self._ended.popleft())
 
-    def _finish(self, job: _Job, run: Run) -> None:
+    def _finish(self, item: Item, run: Run, ending: Ending) -> None:
         """Find out what the end of a run means for its item: an outcome, or another try."""
-        if self._may_try_again(run):
-            self._put_off(job)
+        if ending.kind is EndKind.RETURNED:
+            self._progressed_at = self._now
+            self._settle(self._returned(item, run, ending))
             return
-        outcome = self._outcome(job, run)
+        if self._may_try_again(ending):
+            self._put_off(item)
+            return
+        outcome = self._failed(item, run, ending)
         if isinstance(outcome, Lost):
-            if job.attempts <= self._options.retry_lost and not self._stopped:
-                job.lost = outcome
-                job.attempts += 1
-                self._begin(job)
+            if item.attempts <= self._options.retry_lost and not self._stopped:
+                item.lost = outcome
+                item.attempts += 1
+                self._begin(item)
                 return
-        elif job.lost is not None and outcome.process_id is None:
-            outcome = job.lost  # the repeat was not started, but the run that was lost may have completed
-        self._settle(job, outcome)
+        elif item.lost is not None and outcome.process_id is None:
+            outcome = item.lost  # the repeat was not started, but the run that was lost may have completed
+        self._settle(outcome)
 
-    def _may_try_again(self, run: Run) -> bool:
+    def _may_try_again(self, ending: Ending) -> bool:
         """Tell whether a run was refused for lack of capacity, and may still hope for some."""
-        busy = run.ending is not None and isinstance(run.ending.error, EngineBusy)
+        busy = isinstance(ending.error, EngineBusy)
         if not busy or self.fleet.admitted:
             # The runs under way will make room when they end, however long they take.
             self._progressed_at = self._now
         return busy and self._now - self._progressed_at <= self._options.admission_timeout
 
-    def _put_off(self, job: _Job) -> None:
+    def _put_off(self, item: Item) -> None:
         if self._stopped:
-            self._drop(job)
+            self._drop()
             return
-        job.refusals += 1
+        item.refusals += 1
         self.fleet.refusals += 1
         self._limit.refused()
-        job.permit.give_back()
-        self._begin_later(job, self._options.backoff.delay(job.refusals))
+        self._limit.give_back()
+        delay = self._options.backoff.delay(item.refusals)
+        self._tasks.start_soon(self._start_again, item, delay, name="pie-anyio map launch")
 
-    def _give_up(self, job: _Job, exc: PieError) -> None:
+    def _give_up(self, item: Item, exc: PieError) -> None:
         """Settle an item that no run could be submitted for."""
-        if job.lost is not None:
-            self._settle(job, job.lost)
+        if item.lost is not None:
+            self._settle(item.lost)
         else:
             self.fleet.unsent += 1
-            self._settle(job, self._not_started(job, exc))
+            self._settle(_not_started(item, exc))
 
-    def _settle(self, job: _Job, outcome: AnyOutcome) -> None:
-        self._drop(job)
-        self._hand_over(outcome)
-
-    def _drop(self, job: _Job) -> None:
-        job.permit.give_back()
-        self._jobs.discard(job)
-        self._room.set()
-        if not self._jobs:
-            self._wake.set()
-
-    # --- outcomes --------------------------------------------------------------------------------------------------
-
-    def _outcome(self, job: _Job, run: Run) -> AnyOutcome:
-        ending = run.ending
-        assert ending is not None
-        item = job.item
-        where: dict[str, Any] = {
-            "index": item.index,
-            "key": item.key,
-            "process_id": run.process_id or None,
-            "timings": timings_of(run),
-            "refusals": job.refusals,
-            "attempts": job.attempts,
-        }
-        if ending.kind in (EndKind.RETURNED, EndKind.FAILED):
-            self._limit.succeeded()  # the engine had room, whatever the program made of it
-        if ending.kind is EndKind.RETURNED:
-            return Returned(value=self._options.decode(ending.text), **where)
-        error = ending_error(run, ending, index=item.index, key=item.key)
-        if ending.error is not None:
-            error.__cause__ = ending.error
-        match ending.kind:
-            case EndKind.TERMINATED:
-                return Terminated(error=error, **where)
-            case EndKind.LOST:
-                return Lost(error=error, **where)
-            case EndKind.WITHDRAWN:
-                return NotStarted(error=error, **where)
-            case _:
-                return Failed(error=error, **where)
-
-    def _not_started(self, job: _Job, exc: PieError) -> AnyOutcome:
-        item = job.item
-        now = current_time()
-        text = f"item {item.index} was not started: {exc}"
-        error: ProcessError
-        if isinstance(exc, ConnectionLost):
-            error = ProcessLost(text, issued=False, index=item.index, key=item.key)
-        else:
-            error = ProcessError(text, index=item.index, key=item.key)
-        error.__cause__ = exc
-        timings = Timings(submitted=now, ended=now)
-        return NotStarted(index=item.index, key=item.key, error=error, timings=timings, refusals=job.refusals)
-
-    def _hand_over(self, outcome: AnyOutcome) -> None:
-        """Give an outcome to the consumer, and judge whether the map goes on."""
+    def _settle(self, outcome: AnyOutcome) -> None:
+        """Give the outcome of an item to the consumer, and judge whether the map goes on."""
+        self._drop()
         too_many = self.policy.note(outcome.error)
         if not too_many or self.policy.tolerance != 0:
             self._outcomes.put(outcome)
         if too_many or (self._options.stop_at_first and outcome.error is None):
             self.stop()
+
+    def _drop(self) -> None:
+        """Be done with an item that holds a permit."""
+        self._limit.give_back()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pending -= 1
+        self._room.ring()
+        if not self._pending:
+            self._wake.set()
+
+    # --- outcomes --------------------------------------------------------------------------------------------------
+
+    def _returned(self, item: Item, run: Run, ending: Ending) -> Returned:
+        self._limit.succeeded()
+        return Returned(
+            index=item.index,
+            key=item.key,
+            process_id=run.process_id,
+            value=self._options.decode(ending.text),
+            timings=timings_of(run),
+            refusals=item.refusals,
+            attempts=item.attempts,
+        )
+
+    def _failed(self, item: Item, run: Run, ending: Ending) -> Failed | Terminated | Lost | NotStarted:
+        error = ending_error(run, ending, index=item.index, key=item.key)
+        if ending.error is not None:
+            error.__cause__ = ending.error
+        cls: type[Failed | Terminated | Lost | NotStarted] = _CLASSES.get(ending.kind, Failed)
+        if ending.kind is EndKind.FAILED:
+            self._limit.succeeded()  # the engine had room, whatever the program made of it
+        return cls(
+            index=item.index,
+            key=item.key,
+            process_id=run.process_id or None,
+            error=error,
+            timings=timings_of(run),
+            refusals=item.refusals,
+            attempts=item.attempts,
+        )
+
+
+def _not_started(item: Item, exc: PieError) -> NotStarted:
+    now = current_time()
+    text = f"item {item.index} was not started: {exc}"
+    error: ProcessError
+    if isinstance(exc, ConnectionLost):
+        error = ProcessLost(text, issued=False, index=item.index, key=item.key)
+    else:
+        error = ProcessError(text, index=item.index, key=item.key)
+    error.__cause__ = exc
+    timings = Timings(submitted=now, ended=now)
+    return NotStarted(index=item.index, key=item.key, error=error, timings=timings, refusals=item.refusals)
 
 
 def several_failures(group: BaseExceptionGroup[BaseException]) -> Exception:

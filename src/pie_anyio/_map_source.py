@@ -9,15 +9,20 @@ from typing import Any
 import attrs
 
 from ._exceptions import InvalidRequest
+from ._outcomes import Lost
 
 
-@attrs.frozen
+@attrs.define
 class Item:
-    """One input with its place."""
+    """One input with its place, and what has been tried for it."""
 
     index: int
     key: Any
     value: Any
+    refusals: int = 0
+    attempts: int = 1
+    lost: Lost | None = None
+    """The latest run of it that was lost."""
 
 
 class Source:
@@ -44,14 +49,12 @@ class Source:
             raise InvalidRequest(msg)
 
     async def pull(self) -> Item | None:
-        """Take the next input, or None where there is none left. Checkpoints only as an async iterable does.
+        """Take the next input, or None where there is none left, of an iterable that may wait.
 
-        Raises whatever the iterable or the key function raises.
+        Checkpoints only as that does. Raises whatever the iterable or the key function raises.
 
         Cancellation: an async iterable may lose the input that it was about to give, as async iterators do.
         """
-        if not self.waits:
-            return self.take()
         try:
             value = await anext(self._async)
         except StopAsyncIteration:

@@ -8,7 +8,7 @@ import asyncio
 import anyio
 import pytest
 
-from pie_anyio._flow.limits import AdaptiveLimit, Permit
+from pie_anyio._flow.limits import AdaptiveLimit
 
 
 def refuse(limit: AdaptiveLimit, episodes: int) -> None:
@@ -29,10 +29,9 @@ async def test_permits_are_bounded_and_served_in_order() -> None:
     """A waiter gets what is given back, before one that comes later."""
     limit = AdaptiveLimit(2)
     order: list[int] = []
-    permits = [Permit(limit) for _ in range(4)]
 
     async def take(number: int) -> None:
-        await permits[number].take()
+        await limit.take()
         order.append(number)
 
     with anyio.fail_after(5):
@@ -41,71 +40,81 @@ async def test_permits_are_bounded_and_served_in_order() -> None:
                 tasks.start_soon(take, number)
                 await anyio.wait_all_tasks_blocked()
             assert (limit.held, limit.current, limit.maximum) == (2, 2, 2)
-            permits[0].give_back()
+            limit.give_back()
+            assert not limit.take_now()
             await anyio.wait_all_tasks_blocked()
             assert order == [0, 1, 2]
-            permits[1].give_back()
+            limit.give_back()
             await anyio.wait_all_tasks_blocked()
             assert order == [0, 1, 2, 3]
-    permits[2].give_back()
-    permits[3].give_back()
+    limit.give_back()
+    limit.give_back()
     assert limit.held == 0
 
 
-async def test_a_permit_is_given_back_once() -> None:
-    """Giving back what is not held does nothing; it may be taken again."""
-    limit = AdaptiveLimit(1)
-    permit = Permit(limit)
-    permit.give_back()
-    await permit.take()
-    permit.give_back()
-    permit.give_back()
-    assert limit.held == 0
-    await permit.take()
-    assert limit.held == 1
-    permit.give_back()
+async def test_what_is_there_is_taken_without_a_wait() -> None:
+    """Up to the limit, and not past anybody who waits for a rise that has room."""
+    limit = AdaptiveLimit(2)
+    assert limit.take_now()
+    assert limit.take_now()
+    assert not limit.take_now()
+    assert limit.held == 2
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(limit.take)
+            await anyio.wait_all_tasks_blocked()
+            limit.maximum = limit.current = 4  # nobody has been served yet
+            assert not limit.take_now()
+            limit.give_back()
+    assert limit.held == 2
+    assert limit.take_now()
 
 
 async def test_cancelling_a_wait_takes_nothing() -> None:
     """Nor what is handed over in the same turn of the loop: it goes to the next."""
     limit = AdaptiveLimit(1)
-    first, second, third = Permit(limit), Permit(limit), Permit(limit)
-    await first.take()
+    await limit.take()
     scope = anyio.CancelScope()
+    taken: list[str] = []
 
     async def wait() -> None:
         with scope:
-            await second.take()
+            await limit.take()
+            taken.append("second")
+
+    async def wait_after_it() -> None:
+        await limit.take()
+        taken.append("third")
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
-            tasks.start_soon(third.take)
+            tasks.start_soon(wait_after_it)
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
-            first.give_back()
+            limit.give_back()
             await anyio.wait_all_tasks_blocked()
-            second.give_back()
+            if taken == ["second"]:
+                limit.give_back()
+    assert taken[-1] == "third"
     assert limit.held == 1
-    third.give_back()
 
 
 async def test_who_gives_up_waiting_is_passed_over() -> None:
     """What is given back later goes to those who still wait."""
     limit = AdaptiveLimit(1)
-    first, second, third = Permit(limit), Permit(limit), Permit(limit)
-    await first.take()
+    await limit.take()
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as scope:
-                tasks.start_soon(third.take)
+                tasks.start_soon(limit.take)
                 scope.cancel()
-                await second.take()
+                await limit.take()
             assert scope.cancelled_caught
-            first.give_back()
+            limit.give_back()
     assert limit.held == 1
-    third.give_back()
+    limit.give_back()
     assert limit.held == 0
 
 
@@ -113,19 +122,16 @@ async def test_who_gives_up_waiting_is_passed_over() -> None:
 async def test_a_permit_that_is_handed_over_to_a_cancelled_task_goes_on(anyio_backend: str) -> None:
     """A native cancel of asyncio hits a waiter that has been served already, where a scope would leave it alone."""
     limit = AdaptiveLimit(1)
-    first, second, third = Permit(limit), Permit(limit), Permit(limit)
-    await first.take()
-    tasks = [asyncio.ensure_future(permit.take()) for permit in (second, third)]
+    await limit.take()
+    tasks = [asyncio.ensure_future(limit.take()) for _ in range(2)]
     await anyio.wait_all_tasks_blocked()
-    first.give_back()
+    limit.give_back()
     tasks[0].cancel()
     with anyio.fail_after(5):
         await tasks[1]
     assert tasks[0].cancelled()
     assert limit.held == 1
-    second.give_back()
-    assert limit.held == 1
-    third.give_back()
+    limit.give_back()
     assert limit.held == 0
 
 
@@ -163,20 +169,17 @@ async def test_successes_in_a_row_raise_it() -> None:
 async def test_a_cut_takes_nothing_back_and_a_rise_wakes() -> None:
     """Whoever holds a permit keeps it; the next one waits until there is room below the cut."""
     limit = AdaptiveLimit(2)
-    one, two, three = Permit(limit), Permit(limit), Permit(limit)
-    await one.take()
-    await two.take()
+    await limit.take()
+    await limit.take()
     limit.refused()
     assert (limit.current, limit.held) == (1, 2)
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(three.take)
+            tasks.start_soon(limit.take)
             await anyio.wait_all_tasks_blocked()
-            one.give_back()
+            limit.give_back()
             await anyio.wait_all_tasks_blocked()
             assert limit.held == 1
             limit.succeeded()
             await anyio.wait_all_tasks_blocked()
             assert limit.held == 2
-    two.give_back()
-    three.give_back()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -34,7 +34,7 @@ from pie_anyio.testing import InferletSession, SimulatedEngine
 ECHO, HANG, FAIL, DO = "echo@0.1.0", "hang@0.1.0", "fail@0.1.0", "do@0.1.0"
 
 
-async def stream_of(*values: Any) -> AsyncIterator[Any]:
+async def stream_of(*values: Any) -> AsyncGenerator[Any]:
     """Give values asynchronously."""
     for value in values:
         await anyio.lowlevel.checkpoint()
@@ -226,11 +226,14 @@ async def test_endless_inputs_and_an_early_break(
 ) -> None:
     """What was started is stopped, and little more was started than was taken."""
     taken = 0
-    async with client.map_processes(ECHO, make(), limit=3) as outcomes:
+    inputs = make()
+    async with client.map_processes(ECHO, inputs, limit=3) as outcomes:
         async for _ in outcomes:
             taken += 1
             if taken == 10:
                 break
+    if isinstance(inputs, AsyncGenerator):
+        await inputs.aclose()  # the map leaves them to the caller
     assert_idle(engine, client)
     assert engine.started_total <= 10 + 2 * 3
     receipt = outcomes.receipt
@@ -411,7 +414,7 @@ async def test_items_that_cannot_be_sent(engine: SimulatedEngine, client: PieCli
 
 
 async def test_unsendable_items_without_end_do_not_block_the_loop(client: PieClient) -> None:
-    """A map that never waits for the engine can be cancelled all the same."""
+    """A map that never waits for the engine can be cancelled all the same, within a burst of inputs."""
     taken = 0
 
     def inputs() -> Iterator[object]:
@@ -425,7 +428,7 @@ async def test_unsendable_items_without_end_do_not_block_the_loop(client: PieCli
     with anyio.CancelScope() as scope:
         await client.map_processes(ECHO, inputs(), on_error="collect", limit=4)
     assert scope.cancelled_caught
-    assert taken < 120
+    assert taken < 100 + 64
 
 
 @pytest.mark.parametrize("entered", [False, True])
@@ -476,6 +479,22 @@ async def test_a_key_function_that_raises(engine: SimulatedEngine, client: PieCl
         await client.map_processes(ECHO, range(1, 100), key=key, limit=2, on_error=on_error)
     assert asked == [1, 2, 3]
     assert_idle(engine, client)
+
+
+async def test_a_key_function_may_not_end_the_inputs(client: PieClient) -> None:
+    """StopIteration from it is an error like any other, and not taken for the end."""
+
+    def key(item: int) -> int:
+        raise StopIteration
+
+    for inputs in (range(3), stream_of(1, 2)):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await client.map_processes(ECHO, inputs, key=key)
+        call = client.map_processes(ECHO, range(3), key=key, on_error="collect")
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            async with call as outcomes:
+                async for _ in outcomes:
+                    pass
 
 
 @pytest.mark.parametrize(
@@ -594,7 +613,6 @@ async def test_nothing_stays_behind(engine: SimulatedEngine, client: PieClient) 
         await anyio.sleep(1)
     session = client.session
     assert session.registry.by_id == {}
-    assert session.registry.launching == set()
     assert session.registry.unconfirmed == {}
     assert outcomes._limit.held == 0
     fleet = weakref.ref(outcomes._fleet)

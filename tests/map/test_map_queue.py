@@ -67,39 +67,43 @@ async def test_a_consumer_is_woken(*, ordered: bool) -> None:
     assert sorted(taken) == [0, 1]
 
 
-async def test_room_is_kept_until_the_outcome_is_taken() -> None:
-    """Producers wait for the consumer, in turn."""
-    queue = OutcomeQueue(ordered=False, bound=2)
-    started: list[int] = []
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_room_is_what_is_neither_to_come_nor_unread(*, ordered: bool) -> None:
+    """Outcomes that are held back for their order are unread as well; the producer is told when one is taken."""
+    queue = OutcomeQueue(ordered=ordered, bound=3)
+    assert queue.has_room(2)
+    assert not queue.has_room(3)
+    queue.put(outcome(1))
+    queue.put(outcome(0))
+    assert queue.has_room(0)
+    assert not queue.has_room(1)
+    waited: list[str] = []
 
-    async def produce(number: int) -> None:
-        await queue.reserve()
-        started.append(number)
-        queue.put(outcome(number))
+    async def produce() -> None:
+        await queue.wait_until_taken()
+        waited.append("until taken")
 
     async with anyio.create_task_group() as tasks:
-        for number in range(4):
-            tasks.start_soon(produce, number)
-            await anyio.wait_all_tasks_blocked()
-        assert started == [0, 1]
-        await queue.take()
+        tasks.start_soon(produce)
         await anyio.wait_all_tasks_blocked()
-        assert started == [0, 1, 2]
-        await queue.take()
-    assert started == [0, 1, 2, 3]
+        assert waited == []
+        assert queue.take_now() is not None
+    assert waited == ["until taken"]
+    assert queue.has_room(1)
+    assert not queue.has_room(2)
 
 
-async def test_without_a_bound_nobody_waits() -> None:
+def test_without_a_bound_there_is_always_room() -> None:
     """An awaited map keeps all its outcomes anyway."""
     queue = OutcomeQueue(ordered=False, bound=None)
     for number in range(1000):
-        await queue.reserve()
         queue.put(outcome(number))
+    assert queue.has_room(10**9)
     assert len(queue) == 1000
 
 
 async def test_cancelling_a_wait_loses_nothing() -> None:
-    """Neither an outcome nor room."""
+    """The outcome that came in the step of the cancellation is there for the next."""
     queue = OutcomeQueue(ordered=False, bound=1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(queue.take)
@@ -107,9 +111,4 @@ async def test_cancelling_a_wait_loses_nothing() -> None:
         tasks.cancel_scope.cancel()
         queue.put(outcome(0))
     with anyio.fail_after(5):
-        await queue.reserve()
         assert (await queue.take()) == outcome(0)
-        await queue.reserve()
-    with anyio.move_on_after(1) as scope:
-        await queue.reserve()
-    assert scope.cancelled_caught

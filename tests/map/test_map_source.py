@@ -20,21 +20,24 @@ async def count_to(number: int) -> AsyncIterator[int]:
         yield n
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-async def test_inputs_are_numbered(*, asynchronous: bool) -> None:
+async def test_inputs_are_numbered() -> None:
     """From 0, with the index for a key where there is no key function; None at the end, again and again."""
-    source = Source(count_to(2) if asynchronous else range(2), None)
-    assert source.waits is asynchronous
-    assert [await source.pull() for _ in range(4)] == [Item(0, 0, 0), Item(1, 1, 1), None, None]
+    expected = [Item(0, 0, 0), Item(1, 1, 1), None, None]
+    source = Source(range(2), None)
+    assert not source.waits
+    assert [source.take() for _ in range(4)] == expected
+    source = Source(count_to(2), None)
+    assert source.waits
+    assert [await source.pull() for _ in range(4)] == expected
 
 
-async def test_keys_are_made_of_inputs() -> None:
+def test_keys_are_made_of_inputs() -> None:
     """By the caller's function."""
     source = Source(["a", "b"], str.upper)
-    assert [await source.pull(), await source.pull()] == [Item(0, "A", "a"), Item(1, "B", "b")]
+    assert [source.take(), source.take()] == [Item(0, "A", "a"), Item(1, "B", "b")]
 
 
-async def test_nothing_is_taken_before_it_is_asked_for() -> None:
+def test_nothing_is_taken_before_it_is_asked_for() -> None:
     """Making a source takes nothing, and each pull takes one."""
     taken = []
 
@@ -45,30 +48,20 @@ async def test_nothing_is_taken_before_it_is_asked_for() -> None:
 
     source = Source(inputs(), None)
     assert taken == []
-    await source.pull()
+    source.take()
     assert taken == [0]
 
 
 async def test_what_was_not_taken_is_left_to_the_caller() -> None:
     """The iterable is not closed."""
     numbers, later = iter(range(3)), count_to(3)
-    await Source(numbers, None).pull()
+    Source(numbers, None).take()
     await Source(later, None).pull()
     assert next(numbers) == 1
     assert await anext(later) == 1
     assert await anext(later) == 2
     with pytest.raises(StopAsyncIteration):
         await anext(later)
-
-
-async def test_a_key_function_may_not_end_the_inputs() -> None:
-    """StopIteration from it is an error like any other."""
-
-    def key(value: Any) -> Any:
-        raise StopIteration
-
-    with pytest.raises(RuntimeError, match="StopIteration"):
-        await Source([1], key).pull()
 
 
 @pytest.mark.parametrize("inputs", ["text", b"", 1, None, object()])

@@ -34,13 +34,19 @@ class AdaptiveLimit:
         self._successes = 0
         self._episode = False
 
+    def take_now(self) -> bool:
+        """Take a permit if there is one and nobody waits; give whether it was taken."""
+        if self.held >= self.current or self._waiting:
+            return False
+        self.held += 1
+        return True
+
     async def take(self) -> None:
         """Wait for a permit. Does not checkpoint where there is one and nobody waits.
 
         Cancellation: none is taken.
         """
-        if self.held < self.current and not self._waiting:
-            self.held += 1
+        if self.take_now():
             return
         turn = Event()
         self._waiting.append(turn)
@@ -56,7 +62,8 @@ class AdaptiveLimit:
     def give_back(self) -> None:
         """Give a permit back."""
         self.held -= 1
-        self._serve()
+        if self._waiting:
+            self._serve()
 
     def refused(self) -> None:
         """Note that the engine refused a run for lack of capacity."""
@@ -79,27 +86,3 @@ class AdaptiveLimit:
         while self._waiting and self.held < self.current:
             self.held += 1
             self._waiting.popleft().set()
-
-
-class Permit:
-    """One unit of a limit, for one run; it may be taken and given back again and again."""
-
-    __slots__ = ("_held", "_limit")
-
-    def __init__(self, limit: AdaptiveLimit) -> None:
-        self._limit = limit
-        self._held = False
-
-    async def take(self) -> None:
-        """Wait for the unit. Does not checkpoint where there is one and nobody waits.
-
-        Cancellation: it is not held.
-        """
-        await self._limit.take()
-        self._held = True
-
-    def give_back(self) -> None:
-        """Give the unit back, if it is held."""
-        if self._held:
-            self._held = False
-            self._limit.give_back()
