@@ -64,7 +64,7 @@ class ProcessCall:
             msg = f"{self._describe()} was used twice; make a new call for each process"
             raise InvalidRequest(msg)
         self._used = True
-        run = await self._begin()
+        run = self._begin_now() or await self._begin()
         started = run.started
         ours = not started.done  # else it is a run that other handles have
         try:
@@ -77,6 +77,10 @@ class ProcessCall:
             raise
         run.detached = False
         return Process(self._session, run)
+
+    def _begin_now(self) -> Run | None:
+        """Do what :meth:`_begin` does, where nothing has to be waited for."""
+        return None
 
     async def _begin(self) -> Run:
         """Submit the request, or find the run that there is already."""
@@ -101,12 +105,19 @@ class LaunchCall(ProcessCall):
         *,
         quiet: bool,
     ) -> None:
-        super().__init__(session)
+        self._session = session  # and not by way of the base class, which takes as long as all of these
+        self._process = None
+        self._used = False
         self._inferlet = inferlet
         self._input = input
         self._token_budget = token_budget
         self._overflow: OverflowPolicy = overflow
         self._quiet = quiet
+
+    def _begin_now(self) -> Run | None:
+        if self._token_budget is None and self._session.is_ready:
+            return self._start(encode_input(self._input))
+        return None
 
     async def _begin(self) -> Run:
         session, budget = self._session, self._token_budget
@@ -114,10 +125,14 @@ class LaunchCall(ProcessCall):
         if budget is not None:
             check_number("token_budget", budget, 0, 2**64 - 1)
             await session.require("token_budget", "token_budget")
-        elif not session.is_ready:
+        else:
             await session.ready()
+        return self._start(text)
+
+    def _start(self, text: str) -> Run:
+        session = self._session
         program = program_name(self._inferlet, bare=session.takes_bare_names)
-        request = LaunchProcess(program, text, True, budget)
+        request = LaunchProcess(program, text, True, self._token_budget)
         return session.runs.start(request, quiet=self._quiet, overflow=self._overflow)
 
     def _describe(self) -> str:

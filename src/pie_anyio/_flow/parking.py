@@ -22,14 +22,11 @@ def _running_trio() -> Any:
     return trio if trio is not None and trio.lowlevel.in_trio_task() else None
 
 
-def _running_asyncio() -> asyncio.AbstractEventLoop:
-    return cast("asyncio.AbstractEventLoop", sys.modules["asyncio"].get_running_loop())
-
-
 def loop_clock() -> Callable[[], float]:
     """Give the clock of the loop that runs the calling task, in seconds: ``anyio.current_time``, looked up once."""
     trio = _running_trio()
-    return _running_asyncio().time if trio is None else cast("Callable[[], float]", trio.current_time)
+    clock = sys.modules["asyncio"].get_running_loop().time if trio is None else trio.current_time
+    return cast("Callable[[], float]", clock)
 
 
 class ParkingLot:
@@ -38,7 +35,7 @@ class ParkingLot:
     __slots__ = ("_parked", "_reschedule")
 
     def __init__(self) -> None:
-        self._parked: list[Any] = []
+        self._parked: dict[Any, None] = {}  # leaving it is cheap for each of thousands that are cancelled
         self._reschedule: Callable[[Any], object] = _end_future
 
     async def park(self) -> None:
@@ -50,21 +47,21 @@ class ParkingLot:
         if trio is not None:
             await self._park_on_trio(trio.lowlevel)
             return
-        future = _running_asyncio().create_future()
-        self._parked.append(future)
+        future = sys.modules["asyncio"].get_running_loop().create_future()
+        self._parked[future] = None
         try:
             await future
-        finally:
-            if self._parked and future in self._parked:
-                self._parked.remove(future)
+        except BaseException:
+            self._parked.pop(future, None)
+            raise
 
     async def _park_on_trio(self, lowlevel: Any) -> None:
         self._reschedule = lowlevel.reschedule
         task = lowlevel.current_task()
-        self._parked.append(task)
+        self._parked[task] = None
 
         def leave(_: object) -> object:
-            self._parked.remove(task)
+            del self._parked[task]
             return lowlevel.Abort.SUCCEEDED
 
         await lowlevel.wait_task_rescheduled(leave)

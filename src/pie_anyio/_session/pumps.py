@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
 from anyio import current_time, sleep_until
 
@@ -14,6 +16,9 @@ from .._protocol.connection import ClientProtocol
 from .._transport.stream import Transport
 from .._types import Keepalive
 from .router import Router
+
+_EARLY: Final = 8192
+"""Bytes of queued requests from which on the engine is not kept waiting for the rest of them."""
 
 
 @attrs.define(eq=False)
@@ -42,10 +47,11 @@ class Link:
         """Get what was queued on its way: at once on a quiet connection, else by the writer, together with the rest.
 
         A request that finds nothing under way would only lose time by waking the writer; one that does finds its way
-        into the same write as its neighbours (as in Nagle's algorithm).
+        into the same write as its neighbours (as in Nagle's algorithm), unless there are so many of them that the engine
+        had better begin.
         """
         if (
-            self.unheard
+            (self.unheard and self.protocol.outbound_bytes < _EARLY)
             or self.writing
             or self.unsent
             or not self.transport.is_direct

@@ -106,7 +106,7 @@ class Registry:
         run.process_id = process_id
         self.by_id[process_id] = run
         self._count(run)
-        if run in self.unconfirmed:
+        if self.unconfirmed and run in self.unconfirmed:
             self.unconfirmed[run] = process_id
         run.started.set_result(process_id)
 
@@ -114,17 +114,18 @@ class Registry:
         """Note the end of a run, once."""
         if not run.ended.set_result(ending):
             return
+        kind = ending.kind
         self.by_id.pop(run.process_id, None)
-        if ending.kind in (EndKind.REFUSED, EndKind.WITHDRAWN):
+        if kind is EndKind.REFUSED or kind is EndKind.WITHDRAWN:
             self._uncount(run)
-        if ending.kind is EndKind.LOST:
+        if kind is EndKind.LOST:
             self._count(run)  # it may have started, even where its id never became known
             if run.released:
                 self.note_unconfirmed(run)
                 return
-        else:
+        elif self.unconfirmed:
             self.unconfirmed.pop(run, None)
-        self._ended[ending.kind] += 1
+        self._ended[kind] += 1
 
     def open_buffer(self, run: Run) -> EventBuffer | None:
         """Give the buffer of a run, making it where there may be something to put into it."""

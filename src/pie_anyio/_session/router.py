@@ -69,7 +69,8 @@ class Router:
         if events:
             self._now = current_time()  # one time for one read: asking costs more than routing does
         for event in events:
-            if type(event) is core.ProcessOutput:
+            kind = type(event)
+            if kind is core.ProcessOutput:
                 run: Run = event.owner  # type: ignore[assignment]
                 if run.first_output_at is None:
                     run.first_output_at = self._now
@@ -78,15 +79,15 @@ class Router:
                     buffer = self._registry.open_buffer(run)
                 if buffer is not None:
                     buffer.put(event.event)
+            elif kind is core.ProcessStarted:
+                self._start_process(event.owner, event)  # type: ignore[arg-type, union-attr]
+            elif kind is core.ProcessEnded:
+                self._end_process(event.owner, event)  # type: ignore[arg-type, union-attr]
             else:
                 self._route(event)
 
     def _route(self, event: core.CoreEvent) -> None:
         match event:
-            case core.ProcessEnded():
-                self._end_process(cast("Run", event.owner), event)
-            case core.ProcessStarted():
-                self._start_process(cast("Run", event.owner), event)
             case core.FirstOutput():
                 cast("Run", event.owner).first_output_at = self._now
             case core.ReplyReceived() | core.ReplyDamaged() | core.RequestLost():

@@ -48,10 +48,11 @@ class Runs:
         """
         session = self._session
         link = session.link
-        attaching = isinstance(request, AttachProcess)
-        program = f"process {request.process_id}" if isinstance(request, AttachProcess) else request.inferlet
         policy = None if quiet else check_overflow(overflow)
-        run = Run(program, _NO_ID, ReplySlot(), ReplySlot(), policy, attached=attaching)
+        if isinstance(request, LaunchProcess):
+            run = Run(request.inferlet, _NO_ID, ReplySlot(), ReplySlot(), policy)
+        else:
+            run = Run(f"process {request.process_id}", _NO_ID, ReplySlot(), ReplySlot(), policy, attached=True)
         run.corr_id = link.protocol.submit(request, run, quiet=quiet)
         run.submitted_at = session.clock()
         link.send_soon()

@@ -236,6 +236,8 @@ class Session(AsyncContextManagerMixin):
             ConnectionLost: there is no connection any more.
         """
         link = self._link
+        if link is not None and link.protocol.state is ConnectionState.OPEN:
+            return link
         if link is None:
             msg = "the client is not connected; use it inside 'async with PieClient(url) as client:'"
             raise ConnectionClosed(msg, issued=False)
@@ -280,8 +282,9 @@ class Session(AsyncContextManagerMixin):
     @property
     def takes_bare_names(self) -> bool:
         """Whether the engine launches programs without a version; once that is known."""
-        capabilities = self.capabilities
-        return capabilities is not None and capabilities.bare_program_names
+        link = self._link
+        generation = None if link is None else link.protocol.generation
+        return generation is not None and CAPABILITIES[generation].bare_program_names
 
     async def ready(self) -> None:
         """Make sure that requests are allowed; logs in without credentials where nobody has logged in.
@@ -330,9 +333,9 @@ class Session(AsyncContextManagerMixin):
     def is_ready(self) -> bool:
         """Whether :meth:`ready` has nothing to wait for, and nothing to raise."""
         link = self._link
-        if self._supervisor is not None and self._supervisor.is_down:
+        if link is None or link.protocol.state is not ConnectionState.OPEN:
             return False
-        return link is not None and link.protocol.is_open
+        return self._supervisor is None or not self._supervisor.is_down
 
     @property
     def is_logged_in(self) -> bool:
