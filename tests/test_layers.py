@@ -27,7 +27,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "L3": frozenset({"_transport"}),
     "files": frozenset({"_inferlet", "_keys", "_manifest", "_programs", "_ssh_agent"}),
     "L4": frozenset({"_session"}),
-    "L5": frozenset({"_arguments", "_client", "_fleet", "_mcp", "_pool", "_process"}),
+    "L5": frozenset({"_arguments", "_calls", "_client", "_fleet", "_mcp", "_pool", "_process"}),
     "L6": frozenset(
         {"_map", "_map_policy", "_map_queue", "_map_runner", "_map_source", "_outcomes", "_pie_client"}
     ),
@@ -113,6 +113,10 @@ CORE = [module for module in MODULES if module.startswith("_protocol/")]
 TEST_MODULES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
 
 
+def source(module: str) -> str:
+    return (SOURCE / module).read_text(encoding="utf-8")
+
+
 @cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -195,6 +199,16 @@ def test_nothing_is_tied_to_one_event_loop(module: str) -> None:
         f"{module}:{line}" for name, line, _ in imports(module) if name.split(".")[0] in {"asyncio", "trio"}
     ]
     assert not tied
+
+
+def test_one_module_asks_the_loop_itself() -> None:
+    """Where tasks park, the running loop is looked up among the imported modules; nothing else may do that."""
+    asking = [
+        module
+        for module in MODULES
+        if 'sys.modules["asyncio"]' in source(module) or '"trio"' in source(module)
+    ]
+    assert [module for module in asking if top(module) not in {"testing", "cli"}] == ["_flow/parking.py"]
 
 
 @pytest.mark.parametrize("module", CORE)

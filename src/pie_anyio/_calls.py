@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any
@@ -18,7 +19,7 @@ from ._protocol.messages import AttachProcess, LaunchProcess
 from ._session.registry import Run
 from ._session.session import Session
 
-__all__ = ["AttachCall", "LaunchCall", "ProcessCall"]
+__all__ = ["AttachCall", "LaunchCall", "ProcessCall", "RequestCall"]
 
 
 class ProcessCall:
@@ -82,12 +83,13 @@ class ProcessCall:
         """Do what :meth:`_begin` does, where nothing has to be waited for."""
         return None
 
+    @abstractmethod
     async def _begin(self) -> Run:
         """Submit the request, or find the run that there is already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _describe(self) -> str:
-        raise NotImplementedError
+        """Name the call as its user wrote it."""
 
 
 class LaunchCall(ProcessCall):
@@ -159,3 +161,29 @@ class AttachCall(ProcessCall):
 
     def _describe(self) -> str:
         return f"attach_process({self._given!r})"
+
+
+class RequestCall(ProcessCall):
+    """A launch or attach with a request as it is, whatever the engine makes of it."""
+
+    __slots__ = ("_overflow", "_quiet", "_request")
+
+    def __init__(
+        self,
+        session: Session,
+        request: LaunchProcess | AttachProcess,
+        overflow: OverflowPolicy,
+        *,
+        quiet: bool,
+    ) -> None:
+        super().__init__(session)
+        self._request = request
+        self._overflow: OverflowPolicy = overflow
+        self._quiet = quiet
+
+    async def _begin(self) -> Run:
+        await self._session.ready()
+        return self._session.runs.start(self._request, quiet=self._quiet, overflow=self._overflow)
+
+    def _describe(self) -> str:
+        return self._request.type

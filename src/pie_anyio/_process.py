@@ -225,8 +225,11 @@ class Process:
     async def _recv_end(self) -> AnyEvent:
         """Give the terminal event, which is all that there is of a process that has printed nothing, or unheard."""
         run = self._run
-        ending = await run.ended.wait() if not run.told else await checkpoint()
-        if ending is None or run.told:
+        if run.told:
+            await checkpoint()
+            raise EndOfStream
+        ending = await run.ended.wait()
+        if run.told:
             raise EndOfStream
         if ending.error is not None:
             raise ending.error.with_traceback(None)

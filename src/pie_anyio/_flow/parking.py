@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
-
-if TYPE_CHECKING:
-    import asyncio
+from typing import Any, cast
 
 
 def _running_trio() -> Any:
@@ -73,6 +70,6 @@ class ParkingLot:
         self._parked.clear()
 
 
-def _end_future(future: asyncio.Future[None]) -> None:
+def _end_future(future: Any) -> None:
     if not future.done():  # else its task was cancelled, and has not had its turn since
         future.set_result(None)

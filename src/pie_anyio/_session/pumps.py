@@ -47,8 +47,8 @@ class Link:
         """Get what was queued on its way: at once on a quiet connection, else by the writer, together with the rest.
 
         A request that finds nothing under way would only lose time by waking the writer; one that does finds its way
-        into the same write as its neighbours (as in Nagle's algorithm), unless there are so many of them that the engine
-        had better begin.
+        into the same write as its neighbours (as in Nagle's algorithm), unless there are so many of them that the
+        engine had better begin.
         """
         if (
             (self.unheard and self.protocol.outbound_bytes < _EARLY)

@@ -69,8 +69,7 @@ class Router:
         if events:
             self._now = current_time()  # one time for one read: asking costs more than routing does
         for event in events:
-            kind = type(event)
-            if kind is core.ProcessOutput:
+            if type(event) is core.ProcessOutput:
                 run: Run = event.owner  # type: ignore[assignment]
                 if run.first_output_at is None:
                     run.first_output_at = self._now
@@ -79,10 +78,10 @@ class Router:
                     buffer = self._registry.open_buffer(run)
                 if buffer is not None:
                     buffer.put(event.event)
-            elif kind is core.ProcessStarted:
-                self._start_process(event.owner, event)  # type: ignore[arg-type, union-attr]
-            elif kind is core.ProcessEnded:
-                self._end_process(event.owner, event)  # type: ignore[arg-type, union-attr]
+            elif type(event) is core.ProcessStarted:
+                self._start_process(event.owner, event)  # type: ignore[arg-type]
+            elif type(event) is core.ProcessEnded:
+                self._end_process(event.owner, event)  # type: ignore[arg-type]
             else:
                 self._route(event)
 

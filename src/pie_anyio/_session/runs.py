@@ -52,7 +52,9 @@ class Runs:
         if isinstance(request, LaunchProcess):
             run = Run(request.inferlet, _NO_ID, ReplySlot(), ReplySlot(), policy)
         else:
-            run = Run(f"process {request.process_id}", _NO_ID, ReplySlot(), ReplySlot(), policy, attached=True)
+            run = Run(
+                f"process {request.process_id}", _NO_ID, ReplySlot(), ReplySlot(), policy, attached=True
+            )
         run.corr_id = link.protocol.submit(request, run, quiet=quiet)
         run.submitted_at = session.clock()
         link.send_soon()

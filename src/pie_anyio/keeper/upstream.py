@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import attrs
 from anyio import Event, create_task_group, fail_after, sleep
 from anyio.abc import TaskGroup
 
-from .._calls import ProcessCall
+from .._calls import ProcessCall, RequestCall
 from .._events import AnyEvent
 from .._events import Event as Kind
 from .._exceptions import ConnectionLost, EngineError, PieError
@@ -210,7 +210,7 @@ class Upstream:
         """Launch or attach with the text of the request as it came: an input is the program's, and not ours to read."""
         client = await self.ready()
         try:
-            return await _begin(client, request)
+            return await _relay(client, request)
         except ConnectionLost as exc:
             self._lose(exc)
             raise Refused(f"the keeper's connection to the engine was lost: {exc}") from exc
@@ -253,7 +253,7 @@ class Upstream:
                 self._store.finish(record, LOST, f"process {process_id} is lost: {_ENDED_WITH_IT}")
                 continue
             try:
-                process = await _begin(client, messages.AttachProcess(process_id))
+                process = await _relay(client, messages.AttachProcess(process_id))
             except EngineError as exc:
                 self._store.finish(
                     record, LOST, f"process {process_id} is lost: {_OUT_OF_REACH}: {exc.detail}"
@@ -298,17 +298,12 @@ class Upstream:
         self._changed()
 
 
-async def _begin(client: PieClient, request: messages.LaunchProcess | messages.AttachProcess) -> Process:
-    """Launch or attach with a request as it came from a client."""
+def _relay(client: PieClient, request: messages.LaunchProcess | messages.AttachProcess) -> ProcessCall:
+    """Make the call for a request as it came from a client."""
     quiet = isinstance(request, messages.LaunchProcess) and not request.capture_outputs
     if isinstance(request, messages.LaunchProcess):
         request = attrs.evolve(request, capture_outputs=True)  # else its id and its end would never be told
-
-    async def begin() -> Any:
-        await client.session.ready()
-        return client.session.runs.start(request, quiet=quiet, overflow="drop_oldest")
-
-    return await ProcessCall(client.session, begin, request.type)
+    return RequestCall(client.session, request, "drop_oldest", quiet=quiet)
 
 
 def _text_of(exc: PieError) -> str:
