@@ -30,6 +30,11 @@ from .messages import (
 Fields: TypeAlias = dict[str, Any]
 Payload: TypeAlias = bytes | bytearray | memoryview
 
+Answer: TypeAlias = tuple[int, bool, str]
+"""Number, outcome and text of a ``response``."""
+EventFields: TypeAlias = tuple[str, str, str]
+"""Process id, kind and value of a ``process_event``."""
+
 _NO_DATA: Final = b"\xc4\x00"
 
 NESTED_BYTES: Final = 64 * 1024
@@ -188,8 +193,8 @@ def _salvage(payload: Payload) -> Fields:
     return fields
 
 
-def read_response(fields: Fields) -> tuple[int, bool, str]:
-    """Give number, outcome and text of a ``response``."""
+def read_response(fields: Fields) -> Answer:
+    """Check the fields of a ``response``."""
     corr_id, ok, result = fields.get("corr_id"), fields.get("ok"), fields.get("result")
     if type(corr_id) is not int or type(ok) is not bool or type(result) is not str:
         msg = "a response without a valid corr_id, ok or result"
@@ -197,8 +202,8 @@ def read_response(fields: Fields) -> tuple[int, bool, str]:
     return corr_id, ok, result
 
 
-def read_process_event(fields: Fields) -> tuple[str, str, str]:
-    """Give process id, kind and value of a ``process_event``."""
+def read_process_event(fields: Fields) -> EventFields:
+    """Check the fields of a ``process_event``."""
     process_id, kind, value = fields.get("process_id"), fields.get("event"), fields.get("value")
     if type(process_id) is not str or type(kind) is not str or type(value) is not str:
         msg = "a process_event without a valid process_id, event or value"

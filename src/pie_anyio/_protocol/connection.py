@@ -41,7 +41,7 @@ from .state import (
     RequestTrigger,
     advance,
 )
-from .straight import HEAD, read_output
+from .straight import HEAD, read_answer, read_event, read_output
 
 _ALWAYS_TAKEN: Final = min(capabilities.max_request_bytes for capabilities in CAPABILITIES.values())
 # As in ``inbound``: members of enums that each request needs.
@@ -295,9 +295,13 @@ class ClientProtocol(Inbound):
         known, append = self._processes.known, self._events.append
         for item in items:
             if type(item) is bytes:
-                head = known.get(item[:HEAD])
+                head = known.get(item[:HEAD]) if known else None
                 if head is not None and (output := read_output(item, head)) is not None:
                     append(output)
+                elif (answer := read_answer(item)) is not None:
+                    self._receive_answer(answer)
+                elif (event := read_event(item)) is not None:
+                    self._receive_event(event, len(item), item)
                 else:
                     self._receive_message(item)
             elif isinstance(item, memoryview):

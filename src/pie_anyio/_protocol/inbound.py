@@ -25,7 +25,7 @@ from .state import (
     RequestTrigger,
     advance,
 )
-from .straight import HEAD, read_answer, read_event
+from .straight import HEAD
 from .transfer import ChunkRefused, Downloads
 
 _OUTPUT: Final[dict[str, tuple[Any, Event]]] = {
@@ -63,31 +63,22 @@ class Inbound:
     # --- messages --------------------------------------------------------------------------------------------------
 
     def _receive_message(self, payload: bytes | memoryview) -> None:
-        """Read a message, one that is damaged as far as it goes."""
-        if type(payload) is bytes:
-            if (event := read_event(payload)) is not None:
-                self._receive_event(*event, len(payload), payload[:HEAD])
-                return
-            if (answer := read_answer(payload)) is not None:
-                self._receive_answer(*answer)
-                return
+        """Decode a message, one that is damaged as far as it goes."""
         try:
-            self._receive_fields(codec.decode_engine_fields(payload), len(payload))
+            fields = codec.decode_engine_fields(payload)
+            kind = fields.get("type")
+            if kind == "process_event":
+                self._receive_event(codec.read_process_event(fields), len(payload))
+            elif kind == "response":
+                self._receive_answer(codec.read_response(fields))
+            elif kind == "file":
+                self._receive_chunk(codec.read_file_chunk(fields), len(payload))
+            elif kind == "mcp_request":
+                self._events.append(core.ToolRequested(codec.read_mcp_request(fields)))
+            else:
+                self.ignored += 1
         except codec.DecodeError as exc:
             self._receive_damaged(exc)
-
-    def _receive_fields(self, fields: codec.Fields, size: int) -> None:
-        kind = fields.get("type")
-        if kind == "process_event":
-            self._receive_event(*codec.read_process_event(fields), size)
-        elif kind == "response":
-            self._receive_answer(*codec.read_response(fields))
-        elif kind == "file":
-            self._receive_chunk(codec.read_file_chunk(fields), size)
-        elif kind == "mcp_request":
-            self._events.append(core.ToolRequested(codec.read_mcp_request(fields)))
-        else:
-            self.ignored += 1
 
     def _receive_damaged(self, exc: codec.DecodeError) -> None:
         """Fail what a damaged message belonged to, as far as it can be told, and go on."""
@@ -108,7 +99,8 @@ class Inbound:
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
-    def _receive_answer(self, corr_id: int, ok: bool, result: str) -> None:
+    def _receive_answer(self, answer: codec.Answer) -> None:
+        corr_id, ok, result = answer
         pending = self._requests.get(corr_id)
         if pending is None:
             self.ignored += 1
@@ -146,7 +138,6 @@ class Inbound:
 
     def _start_process(self, pending: Pending, result: str, abandoned: bool) -> None:
         request = pending.request
-        attaching = isinstance(request, messages.AttachProcess)
         process_id = request.process_id if isinstance(request, messages.AttachProcess) else result
         if not process_id or process_id in self._processes.live:
             detail = f"the engine gave the process id {process_id!r}, which is not a new one"
@@ -156,7 +147,7 @@ class Inbound:
         self._processes.live[process_id] = record
         if abandoned:
             # Whoever asked is gone. A launch is ended; what was only attached to belongs to somebody else.
-            if attaching:
+            if isinstance(request, messages.AttachProcess):
                 record.advance(ProcessTrigger.DETACH)
             else:
                 self.release(process_id)
@@ -168,7 +159,8 @@ class Inbound:
         if isinstance(early, messages.FileChunk):
             self._receive_chunk(early, 0)
         elif process_id in self._processes.live:
-            self._receive_event(process_id, *early, len(early[1]))
+            kind, value = early
+            self._receive_event((process_id, kind, value), len(value))
 
     def _note_gone(self, process_id: str, result: str) -> None:
         """The engine refused one of our own terminates, mostly because the process had ended before."""
@@ -180,8 +172,9 @@ class Inbound:
 
     # --- processes -------------------------------------------------------------------------------------------------
 
-    def _receive_event(self, process_id: str, kind: str, value: str, size: int, head: bytes = b"") -> None:
-        """Take one event of a process; ``head`` is the beginning of its message where that has the usual form."""
+    def _receive_event(self, event: codec.EventFields, size: int, usual: bytes = b"") -> None:
+        """Take one event of a process; ``usual`` is its message where that has the usual form."""
+        process_id, kind, value = event
         record = self._processes.live.get(process_id)
         if record is None:
             self._receive_orphan(process_id, (kind, value), size)
@@ -190,12 +183,12 @@ class Inbound:
         elif kind == "error":
             self._end_process(record, ProcessTrigger.ERROR, value)
         elif (output := _OUTPUT.get(kind)) is not None:
-            self._deliver(record, output, value, size, head)
+            self._deliver(record, output, value, size, usual)
         else:
             self.ignored += 1
 
     def _deliver(
-        self, record: ProcessRecord, output: tuple[Any, Event], value: str, size: int, head: bytes
+        self, record: ProcessRecord, output: tuple[Any, Event], value: str, size: int, usual: bytes
     ) -> None:
         if record.state is _ZOMBIE:
             return
@@ -204,8 +197,8 @@ class Inbound:
             if output[1] is not Event.Message:
                 record.keep_tail(value)
             return
-        if head:
-            self._processes.learn(record, head, output)
+        if usual:
+            self._processes.learn(record, usual[:HEAD], output)
         event = _new(output[0], (output[1], value))
         self._events.append(_new(core.ProcessOutput, (record.owner, event, size)))
 

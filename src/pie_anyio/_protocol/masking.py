@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 Mask: TypeAlias = Callable[[bytes | memoryview, bytes], bytes]
 """XORs a payload with a key of four bytes, repeated."""
 
+_from_bytes: Final = int.from_bytes
 _BY_TABLE: Final = 2048  # below, preparing the tables' work costs more than it saves
 
 
@@ -24,7 +25,7 @@ def mask(payload: bytes | memoryview, key: bytes) -> bytes:
     if size >= _BY_TABLE:
         return _mask_by_table(bytes(payload), key)
     pad = (key * ((size >> 2) + 1))[:size]
-    return (int.from_bytes(payload, "little") ^ int.from_bytes(pad, "little")).to_bytes(size, "little")
+    return (_from_bytes(payload, "little") ^ _from_bytes(pad, "little")).to_bytes(size, "little")
 
 
 def turn(key: bytes, offset: int) -> bytes:

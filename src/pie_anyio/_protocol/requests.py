@@ -45,9 +45,7 @@ class Pending(Entry):
 
     def withdraw(self, outbox: Outbox) -> None:
         """Take back what has not been sent."""
-        if self.payload is not None:
-            outbox.withdraw(self)
-        for entry in self.chunks:
+        for entry in (self, *self.chunks):
             outbox.withdraw(entry)
 
     def advance(self, trigger: RequestTrigger) -> None:
@@ -85,7 +83,8 @@ class RequestTable:
 
     def settle(self, pending: Pending, outbox: Outbox) -> None:
         """Forget a request that needs no further attention, with what is still queued of it."""
-        pending.withdraw(outbox)
+        if pending.payload is not None or pending.chunks:
+            pending.withdraw(outbox)
         del self._pending[pending.corr_id]
         self.claiming -= pending.request.claims_process
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from .._events import Message
+from .codec import Answer, EventFields
 from .events import ProcessOutput
 from .processes import KnownHead
 
@@ -59,8 +60,8 @@ def read_output(payload: bytes, head: KnownHead) -> ProcessOutput | None:
     return _new(ProcessOutput, (owner, event, len(payload)))
 
 
-def read_event(payload: bytes) -> tuple[str, str, str] | None:
-    """Give process id, kind and value of an event in the usual form; None for any other message."""
+def read_event(payload: bytes) -> EventFields | None:
+    """Read an event in the usual form; None for any other message."""
     kind = _KINDS.get(payload[_KIND:HEAD])
     if kind is None or payload[:_ID] != _EVENT_HEAD:
         return None
@@ -76,8 +77,8 @@ def read_event(payload: bytes) -> tuple[str, str, str] | None:
         return None
 
 
-def read_answer(payload: bytes) -> tuple[int, bool, str] | None:
-    """Give number, outcome and text of an answer in the usual form; None for any other message."""
+def read_answer(payload: bytes) -> Answer | None:
+    """Read an answer in the usual form; None for any other message."""
     if payload[:_CORR_ID] != _ANSWER_HEAD:
         return None
     try:
