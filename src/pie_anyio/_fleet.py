@@ -46,8 +46,9 @@ class Fleet:
 
     def __init__(self, launcher: Launcher, program: str | Inferlet[..., Any]) -> None:
         self._launcher = launcher
-        self.program = program
-        self._names: dict[bool, str] = {}
+        self.program: str = program_name(program, bare=True)
+        self._is_bare = "@" not in self.program
+        """It has no version, which not every engine allows."""
         self._open: dict[Run, Session | None] = {}
         """Runs that have not been seen to end, with their session while they may count as load there; those that were
         told to end are the unconfirmed ones."""
@@ -92,7 +93,9 @@ class Fleet:
         self, session: Session, value: Any, token_budget: int | None, at_end: AtEnd[T], purpose: T
     ) -> None:
         try:
-            request = LaunchProcess(self._name_for(session), encode_input(value), True, token_budget)
+            if self._is_bare:
+                program_name(self.program, bare=session.takes_bare_names)
+            request = LaunchProcess(self.program, encode_input(value), True, token_budget)
             run = session.runs.start(request, quiet=True)
         except BaseException:
             self._launcher.put_back(session)
@@ -100,28 +103,17 @@ class Fleet:
         self._open[run] = session
         run.ended.watch(partial(self._end, run, at_end, purpose))
 
-    def _name_for(self, session: Session) -> str:
-        capabilities = session.capabilities
-        bare = capabilities is not None and capabilities.bare_program_names
-        name = self._names.get(bare)
-        if name is None:
-            name = self._names[bare] = program_name(self.program, bare=bare)
-        return name
-
     def _end(self, run: Run, at_end: AtEnd[T], purpose: T) -> None:
         ending = run.ending
         assert ending is not None
-        self._put_back(run)
-        if ending.kind is not EndKind.LOST or not run.released:  # else it was told to end, and not seen to
-            del self._open[run]
+        session = self._open.pop(run)
+        if session is not None:
+            self._launcher.put_back(session)
+        if ending.kind is EndKind.LOST and run.released:
+            self._open[run] = None  # it was told to end, and not seen to
+        else:
             self._ended[ending.kind] += 1
         at_end(purpose, run, ending)
-
-    def _put_back(self, run: Run) -> None:
-        session = self._open.get(run)
-        if session is not None:
-            self._open[run] = None
-            self._launcher.put_back(session)
 
     async def end_all(self) -> None:
         """End every run that is under way, in whatever state it is, and wait until they are seen to have ended.
@@ -144,9 +136,11 @@ class Fleet:
                 assert self._deadline is not None
                 await session.runs.confirm_all(runs, self._deadline)
         finally:
-            for runs in sessions.values():
+            for session, runs in sessions.items():
                 for run in runs:
-                    self._put_back(run)
+                    if self._open.get(run) is not None:
+                        self._open[run] = None
+                        self._launcher.put_back(session)
 
     @property
     def live(self) -> int:

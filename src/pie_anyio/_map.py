@@ -34,7 +34,6 @@ from ._map_source import Source
 from ._outcomes import AnyOutcome, Returned
 from ._pool import ClientPool
 from ._process import decode_value
-from ._programs import program_name
 from ._receipt import Receipt
 
 __all__ = ["MapCall", "first_completed", "map_processes"]
@@ -80,7 +79,6 @@ class MapCall(AsyncContextManagerMixin):
     ) -> None:
         self._used = True  # until the arguments turn out to be usable: no warning beside their error
         _check_numbers(limit, retry_lost)
-        program_name(program, bare=True)
         self._plain = on_error == "raise"
         self._ordered = ordered
         self._total = len(inputs) if isinstance(inputs, Sized) else None
@@ -300,4 +298,6 @@ async def first_completed(
         return winner
     if not errors:
         errors.append(ProcessError("first_completed: there were no inputs"))
-    raise ExceptionGroup(f"first_completed: none of {failures} runs of {program} succeeded", errors)
+    raise ExceptionGroup(
+        f"first_completed: none of {failures} runs of {call._fleet.program} succeeded", errors
+    )

@@ -6,30 +6,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from anyio import Event
-
+from ._flow.parking import ParkingLot
 from ._outcomes import AnyOutcome
-
-
-class Bell:
-    """Wakes those who wait at that moment. It remembers nothing: look first, and again after each wait."""
-
-    __slots__ = ("_event",)
-
-    def __init__(self) -> None:
-        self._event: Event | None = None
-
-    def ring(self) -> None:
-        """Wake whoever waits."""
-        if self._event is not None:
-            self._event.set()
-            self._event = None
-
-    async def wait(self) -> None:
-        """Wait for the next ring."""
-        if self._event is None:
-            self._event = Event()
-        await self._event.wait()
 
 
 class OutcomeQueue:
@@ -42,11 +20,11 @@ class OutcomeQueue:
     def __init__(self, *, ordered: bool, bound: int | None) -> None:
         self._ordered = ordered
         self._bound: float = math.inf if bound is None else bound
-        self._freed = Bell()
+        self._freed = ParkingLot()
         self._ready: deque[AnyOutcome] = deque()
         self._held: dict[int, AnyOutcome] = {}
         self._next_index = 0
-        self._arrived = Bell()
+        self._arrived = ParkingLot()
         self._finished = False
 
     def __len__(self) -> int:
@@ -63,14 +41,14 @@ class OutcomeQueue:
         while self._held and (following := self._held.pop(self._next_index, None)) is not None:
             self._ready.append(following)
             self._next_index += 1
-        self._arrived.ring()
+        self._arrived.unpark_all()
 
     def finish(self) -> None:
         """Note that nothing more will come. What was held back for an order that was cut short is let go, in order."""
         self._finished = True
         for index in sorted(self._held):
             self._ready.append(self._held.pop(index))
-        self._arrived.ring()
+        self._arrived.unpark_all()
 
     def has_room(self, pending: int) -> bool:
         """Whether there may be one more outcome, besides those that are still to come for so many inputs."""
@@ -78,13 +56,13 @@ class OutcomeQueue:
 
     async def wait_until_taken(self) -> None:
         """Wait until the consumer takes an outcome."""
-        await self._freed.wait()
+        await self._freed.park()
 
     def take_now(self) -> AnyOutcome | None:
         """Take the next outcome, or None where none is there."""
         if not self._ready:
             return None
-        self._freed.ring()
+        self._freed.unpark_all()
         return self._ready.popleft()
 
     async def take(self) -> AnyOutcome | None:
@@ -93,7 +71,7 @@ class OutcomeQueue:
         Cancellation: an outcome leaves the queue only in the step that returns it.
         """
         while (outcome := self.take_now()) is None and not self._finished:
-            await self._arrived.wait()
+            await self._arrived.park()
         return outcome
 
     def drain(self) -> list[AnyOutcome]:

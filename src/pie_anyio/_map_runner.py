@@ -32,10 +32,11 @@ from ._exceptions import (
 from ._fleet import Ending, EndKind, Fleet, Run
 from ._flow.backoff import Backoff
 from ._flow.limits import AdaptiveLimit
+from ._flow.parking import ParkingLot
 from ._flow.scopes import raise_single
 from ._flow.wake import Wake
 from ._map_policy import FailurePolicy
-from ._map_queue import Bell, OutcomeQueue
+from ._map_queue import OutcomeQueue
 from ._map_source import Item, Source
 from ._outcomes import AnyOutcome, Failed, Lost, NotStarted, Returned, Terminated
 from ._process import Timings, ending_error, timings_of
@@ -90,7 +91,7 @@ class MapRunner:
         self._ended: deque[tuple[Item, Run, Ending]] = deque()
         self._wake = Wake()
         """There are ended runs, or nothing is pending any more."""
-        self._room = Bell()
+        self._room = ParkingLot()
         """There are fewer items pending than before."""
         self._producing = True
         self._stopping = False
@@ -159,7 +160,7 @@ class MapRunner:
     async def _wait_for_room(self) -> None:
         """Wait until an input may be taken, and for a permit."""
         while self._pending >= self._limit.maximum:
-            await self._room.wait()
+            await self._room.park()
         while not self._outcomes.has_room(self._pending):
             await self._outcomes.wait_until_taken()
         await self._take_permit()
@@ -323,7 +324,7 @@ class MapRunner:
 
     def _forget(self) -> None:
         self._pending -= 1
-        self._room.ring()
+        self._room.unpark_all()
         if not self._pending:
             self._wake.set()
 

@@ -149,7 +149,7 @@ async def watch(engine: SimulatedEngine, client: PieClient, call: Any) -> None:
 class Stub:
     """A launcher, its session and what that does with runs, which end as the test says."""
 
-    capabilities = None
+    takes_bare_names = False
 
     def __init__(self, *, ending: Ending | None = None, error: Exception | None = None) -> None:
         self.ending = ending
