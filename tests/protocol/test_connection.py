@@ -32,7 +32,7 @@ from pie_anyio._protocol.connection import ClientProtocol, refusal_error
 from pie_anyio._protocol.engine import cut_file
 from pie_anyio._protocol.outbox import Lane
 from pie_anyio._protocol.requests import Abandoned
-from pie_anyio._protocol.state import ConnectionState, ProcessState
+from pie_anyio._protocol.state import ConnectionState, ProcessState, RequestState
 from pie_anyio._types import CorrelationId
 from pie_anyio.testing.pair import ConnectionPair, bytewise, pieces, whole
 
@@ -340,6 +340,18 @@ def test_a_damaged_answer_fails_its_request(abandoned: bool) -> None:
         assert bench.client.ignored == 1
         assert bench.feed(frame(damage(corr_id))) == []
         assert bench.client.abandon(corr_id) is Abandoned.ALREADY_RESOLVED
+
+
+@pytest.mark.parametrize("result", ["x", None])
+def test_an_answer_resolves_its_request(result: Any) -> None:
+    """Also one that cannot be read: whoever still has the request at hand sees that it is over."""
+    bench = Bench()
+    corr_id = issue(bench, m.Ping())
+    pending = bench.client._requests.get(corr_id)
+    assert pending is not None
+    states = [pending.state]
+    assert len(bench.answer(corr_id, result)) == 1
+    assert [*states, pending.state] == [RequestState.ISSUED, RequestState.RESOLVED]
 
 
 @pytest.mark.parametrize(("generation", "allowed"), [(V05, 7 * 2**20), (V04, 16 * 2**20)])

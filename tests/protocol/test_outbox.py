@@ -92,6 +92,16 @@ def test_withdrawn_entries_take_no_room_for_long() -> None:
     assert drain(outbox) == [b"%d" % index for index in range(len(kept))]
 
 
+def test_places_that_were_passed_are_not_counted_any_more() -> None:
+    """The count of withdrawn entries is of those that are still in a lane: it decides when to sweep."""
+    outbox = Outbox()
+    first, last = (add(outbox, Lane.REQUEST, payload) for payload in (b"a", b"b"))
+    assert outbox.withdraw(first)
+    assert outbox._withdrawn == 1
+    assert outbox.take() == (b"b", last)
+    assert outbox._withdrawn == 0
+
+
 def test_clearing_forgets_everything() -> None:
     """After the end of the connection nothing is queued, and nothing can be withdrawn."""
     outbox = Outbox()

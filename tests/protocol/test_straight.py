@@ -100,6 +100,7 @@ ANSWER = encode_message(Response(300, True, "xy"))
         msgpack.packb({"process_id": PROCESS, "type": "process_event", "event": "stdout", "value": "x"}),
         msgpack.packb({"type": "process_event", "process_id": PROCESS, "event": "stdout", "value": 7}),
         msgpack.packb({"type": "response", "corr_id": 7, "result": "x", "ok": True}),
+        msgpack.packb({"type": "response", "corr_id": {}, "ok": True, "result": "x"}),
     ],
 )
 def test_everything_else_goes_the_long_way(payload: bytes) -> None:

@@ -45,7 +45,6 @@ from .straight import HEAD, read_answer, read_event, read_output
 
 _ALWAYS_TAKEN: Final = min(capabilities.max_request_bytes for capabilities in CAPABILITIES.values())
 # As in ``inbound``: members of enums that each request needs.
-_CONNECTING: Final = ConnectionState.CONNECTING
 _OPEN: Final = ConnectionState.OPEN
 _CONTROL: Final = Lane.CONTROL
 _REQUEST: Final = Lane.REQUEST
@@ -115,8 +114,8 @@ class ClientProtocol(Inbound):
             size = len(self._raw)
             self._raw.clear()
         binary, take, find = self._ws.binary, self._outbox.take, self._requests.get
-        connected = self.state is not _CONNECTING
-        while connected and size < max_bytes and (taken := take()) is not None:
+        # Nothing is submitted before the handshake is over, so nothing overtakes it here.
+        while size < max_bytes and (taken := take()) is not None:
             payload, entry = taken
             pending = find(entry.corr_id)
             if pending is not None:
