@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
 from functools import partial
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from ._flow.wake import Wake
 from ._inferlet import Inferlet
 from ._programs import encode_input, program_name
 from ._protocol.messages import LaunchProcess
@@ -17,12 +17,7 @@ from ._receipt import Receipt
 from ._session.registry import Ending, EndKind, Run
 from ._session.session import Session
 
-__all__ = ["AtEnd", "EndKind", "Ending", "Fleet", "Launcher", "Run"]
-
-T = TypeVar("T")
-
-AtEnd: TypeAlias = Callable[[T, Run, Ending], object]
-"""Called in the step in which the end of a run becomes known, with what the run was started for. It must not raise."""
+__all__ = ["EndKind", "Ending", "Fleet", "Launcher", "Run"]
 
 
 class Launcher(Protocol):
@@ -42,7 +37,7 @@ class Launcher(Protocol):
 
 
 class Fleet:
-    """The runs of one map, and the books about them. No task is needed for a run: its end is told by a call."""
+    """The runs of one map, and the books about them. The end of a run needs no task: it is noted where it is read."""
 
     def __init__(self, launcher: Launcher, program: str | Inferlet[..., Any]) -> None:
         self._launcher = launcher
@@ -53,6 +48,10 @@ class Fleet:
         """Runs that have not been seen to end, with their session while they may count as load there; those that were
         told to end are the unconfirmed ones."""
         self._ended: Counter[EndKind] = Counter()
+        self.ended: deque[tuple[Any, Run, Ending]] = deque()
+        """Runs that have ended, for whoever follows them to take away, with what each was started for."""
+        self.wake: Wake = Wake()
+        """Set with each of them."""
         self._deadline: float | None = None
         self.refusals: int = 0
         """Refused launches that were put off, not given up."""
@@ -67,10 +66,10 @@ class Fleet:
         finally:
             self._launcher.put_back(session)
 
-    def start_now(self, value: Any, token_budget: int | None, at_end: AtEnd[T], purpose: T) -> bool:
+    def start_now(self, value: Any, token_budget: int | None, purpose: Any) -> bool:
         """Launch the program, if no session has to be waited for; give whether it was launched.
 
-        ``purpose`` is what ``at_end`` will be given.
+        ``purpose`` is what will stand beside the run in :attr:`ended`.
 
         Raises:
             InvalidRequest: the program or the value cannot be sent.
@@ -78,20 +77,18 @@ class Fleet:
         """
         session = self._launcher.pick_now()
         if session is not None:
-            self._start(session, value, token_budget, at_end, purpose)
+            self._start(session, value, token_budget, purpose)
         return session is not None
 
-    async def start(self, value: Any, token_budget: int | None, at_end: AtEnd[T], purpose: T) -> None:
+    async def start(self, value: Any, token_budget: int | None, purpose: Any) -> None:
         """Launch the program as soon as there is a session for it; see :meth:`start_now`.
 
         Cancellation: nothing was launched.
         """
         await checkpoint_if_cancelled()
-        self._start(await self._launcher.pick(), value, token_budget, at_end, purpose)
+        self._start(await self._launcher.pick(), value, token_budget, purpose)
 
-    def _start(
-        self, session: Session, value: Any, token_budget: int | None, at_end: AtEnd[T], purpose: T
-    ) -> None:
+    def _start(self, session: Session, value: Any, token_budget: int | None, purpose: Any) -> None:
         try:
             if self._is_bare:
                 program_name(self.program, bare=session.takes_bare_names)
@@ -101,9 +98,11 @@ class Fleet:
             self._launcher.put_back(session)
             raise
         self._open[run] = session
-        run.ended.watch(partial(self._end, run, at_end, purpose))
+        # Not of the bound method, which would be one more object for each run.
+        run.ended.watch(partial(Fleet._end, self, run, purpose))
 
-    def _end(self, run: Run, at_end: AtEnd[T], purpose: T) -> None:
+    def _end(self, run: Run, purpose: Any) -> None:
+        """Note that a run has ended; called by the reader of the connection, so it only does what cannot fail."""
         ending = run.ending
         assert ending is not None
         session = self._open.pop(run)
@@ -113,7 +112,8 @@ class Fleet:
             self._open[run] = None  # it was told to end, and not seen to
         else:
             self._ended[ending.kind] += 1
-        at_end(purpose, run, ending)
+        self.ended.append((purpose, run, ending))
+        self.wake.set()
 
     async def end_all(self) -> None:
         """End every run that is under way, in whatever state it is, and wait until they are seen to have ended.

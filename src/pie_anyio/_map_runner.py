@@ -11,7 +11,6 @@ has more live runs of a map than ``limit``. An input is taken when there is a un
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -34,7 +33,6 @@ from ._flow.backoff import Backoff
 from ._flow.limits import AdaptiveLimit
 from ._flow.parking import ParkingLot
 from ._flow.scopes import raise_single
-from ._flow.wake import Wake
 from ._map_policy import FailurePolicy
 from ._map_queue import OutcomeQueue
 from ._map_source import Item, Source
@@ -88,9 +86,6 @@ class MapRunner:
         self._tasks: TaskGroup
         self._pending = 0
         """How many items were taken and have no outcome yet."""
-        self._ended: deque[tuple[Item, Run, Ending]] = deque()
-        self._wake = Wake()
-        """There are ended runs, or nothing is pending any more."""
         self._room = ParkingLot()
         """There are fewer items pending than before."""
         self._producing = True
@@ -125,10 +120,15 @@ class MapRunner:
                     tasks.start_soon(self._collect, name="pie-anyio map outcomes")
                     await self._produce()
                     self._producing = False
-                    self._wake.set()
+                    self.fleet.wake.set()
         finally:
             # A launch may have been waiting for its session in the very step in which the others were ended.
-            await self.fleet.end_all()
+            try:
+                await self.fleet.end_all()
+            finally:
+                while self.fleet.ended:
+                    self.fleet.ended.popleft()  # only the books need to know of it
+                    self._drop()
 
     def stop(self) -> None:
         """Take no more inputs and end what is running."""
@@ -206,7 +206,7 @@ class MapRunner:
     def _begin(self, item: Item) -> None:
         """Start a run that there is a permit for: in this step, or in a task where it has to wait for a session."""
         try:
-            if not self.fleet.start_now(item.value, self._budget_of(item), self._note_end, item):
+            if not self.fleet.start_now(item.value, self._budget_of(item), item):
                 self._tasks.start_soon(self._start, item, name="pie-anyio map launch")
         except (ConnectionLost, LocalProtocolError) as exc:
             self._give_up(item, exc)
@@ -214,7 +214,7 @@ class MapRunner:
     async def _start(self, item: Item) -> None:
         """Start a run when there is a session for it."""
         try:
-            await self.fleet.start(item.value, self._budget_of(item), self._note_end, item)
+            await self.fleet.start(item.value, self._budget_of(item), item)
         except (ConnectionLost, LocalProtocolError) as exc:
             self._give_up(item, exc)
         except BaseException:
@@ -235,21 +235,13 @@ class MapRunner:
         budget = self._options.token_budget
         return budget if budget is None or isinstance(budget, int) else budget[item.index]
 
-    def _note_end(self, item: Item, run: Run, ending: Ending) -> None:
-        """Note that a run has ended; called by the reader of the connection, so it only does what cannot fail."""
-        if self._stopped:  # only the books need to know of it
-            self._drop()
-            return
-        self._ended.append((item, run, ending))
-        self._wake.set()
-
     # --- ends ------------------------------------------------------------------------------------------------------
 
     async def _collect(self) -> None:
         """Take what has ended, and at the end of the map end what has not."""
         try:
             while self._producing or self._pending:
-                await self._wake.wait()
+                await self.fleet.wake.wait()
                 self._take_ended()
         finally:
             self._stopped = True
@@ -258,8 +250,9 @@ class MapRunner:
 
     def _take_ended(self) -> None:
         self._now = current_time()
-        while self._ended:
-            self._finish(*self._ended.popleft())
+        ended = self.fleet.ended
+        while ended:
+            self._finish(*ended.popleft())
 
     def _finish(self, item: Item, run: Run, ending: Ending) -> None:
         """Find out what the end of a run means for its item: an outcome, or another try."""
@@ -326,7 +319,7 @@ class MapRunner:
         self._pending -= 1
         self._room.unpark_all()
         if not self._pending:
-            self._wake.set()
+            self.fleet.wake.set()  # for the collector to see that nothing is pending
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 

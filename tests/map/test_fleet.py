@@ -187,17 +187,13 @@ async def test_a_run_is_counted_once() -> None:
     """In the step in which its end becomes known, whoever else may be told of it later."""
     stub: Any = Stub()
     fleet = Fleet(stub, DO)
-    ended: list[tuple[str, Run, Ending]] = []
-
-    def note(purpose: str, run: Run, ending: Ending) -> None:
-        ended.append((purpose, run, ending))
-
-    await fleet.start(1, None, note, "purpose")
+    await fleet.start(1, None, "purpose")
     assert (fleet.receipt(), stub.picked) == (Receipt(started=1, running=1), 1)
     ending = Ending(EndKind.RETURNED)
     stub.started[0].ended.set_result(ending)
     assert fleet.receipt() == fleet.receipt() == Receipt(started=1, returned=1)
-    assert ended == [("purpose", stub.started[0], ending)]
+    assert list(fleet.ended) == [("purpose", stub.started[0], ending)]
+    assert fleet.wake.is_set
     assert stub.picked == 0
 
 
