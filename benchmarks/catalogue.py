@@ -23,6 +23,8 @@ class Peer:
 
 
 FLOOR = "floor"
+#: What the JavaScript client has an equal of.
+JS_WORKLOADS = ("runs", "events", "latency_idle", "upload", "files", "alive", "map", "cancel")
 PEERS = (
     Peer(
         "floor",
@@ -37,7 +39,7 @@ PEERS = (
     Peer("pie-asyncio", "pie", "drive_pie.py", ("--backend", "asyncio"), module="pie_anyio"),
     Peer("pie-uvloop", "pie", "drive_pie.py", ("--backend", "uvloop")),
     Peer("pie-trio", "pie", "drive_pie.py", ("--backend", "trio")),
-    Peer("official-js-0.5.2", "js", "drive_official.mjs", workloads=("runs", "events", "latency_idle")),
+    Peer("official-js-0.5.2", "js", "drive_official.mjs", workloads=JS_WORKLOADS),
 )
 #: The versions of the official client that the ratios are taken against; the faster one counts.
 OFFICIAL = ("official-0.4.0", "official-0.5.3")

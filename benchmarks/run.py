@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,7 +245,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--scale-rounds", type=int, default=1, help="rounds of the scaling cases (default: %(default)s)"
     )
     what.add_argument(
-        "--js", action="store_true", help="measure the official JavaScript client too (needs node, npm)"
+        "--js",
+        action=argparse.BooleanOptionalAction,
+        default=bool(shutil.which("node") and shutil.which("npm")),
+        help="measure the official JavaScript client too (default: where node and npm are there)",
     )
     how = parser.add_argument_group("how")
     how.add_argument(
