@@ -223,12 +223,8 @@ class MapRunner:
 
     async def _start_again(self, item: Item, delay: float) -> None:
         """Start a run that was refused, after a delay and with a new permit."""
-        try:
-            await sleep(delay)
-            await self._limit.take()
-        except BaseException:
-            self._forget()
-            raise
+        await sleep(delay)
+        await self._limit.take()
         await self._start(item)
 
     def _budget_of(self, item: Item) -> int | None:
@@ -311,11 +307,8 @@ class MapRunner:
             self.stop()
 
     def _drop(self) -> None:
-        """Be done with an item that holds a permit."""
+        """Be done with an item, which holds a permit."""
         self._limit.give_back()
-        self._forget()
-
-    def _forget(self) -> None:
         self._pending -= 1
         self._room.unpark_all()
         if not self._pending:

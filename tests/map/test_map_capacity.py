@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -20,6 +20,13 @@ REFUSALS = [
     "no worker available",
     "gateway draining",
 ]
+
+
+async def one_by_one(values: list[Any]) -> AsyncIterator[Any]:
+    """Give values asynchronously."""
+    for value in values:
+        await anyio.lowlevel.checkpoint()
+        yield value
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
@@ -75,6 +82,44 @@ async def test_the_limit_grows_again(engine: SimulatedEngine, client: PieClient)
     assert engine.peak_live == 8
 
 
+async def test_runs_that_fail_show_that_there_is_room(engine: SimulatedEngine, client: PieClient) -> None:
+    """The engine took them, whatever the program made of it."""
+    engine.faults.refuse_launches = 1
+    inputs = [{"nap": 1 + n, "fail": "x"} for n in range(12)]
+    call = client.map_processes(DO, inputs, limit=4, on_error="collect")
+    async with call as outcomes:
+        limits = [outcomes.limit async for _ in outcomes]
+    assert min(limits) == 3
+    assert limits[-1] == 4
+
+
+@pytest.mark.parametrize("make", [iter, one_by_one], ids=["sync", "async"])
+async def test_places_that_runs_leave_are_not_taken_by_too_many(
+    engine: SimulatedEngine, client: PieClient, make: Callable[[list[Any]], Any]
+) -> None:
+    """As many inputs as the limit says are taken and have no outcome, though most of those hold no permit."""
+    engine.faults.capacity = 1
+    pending: list[int] = []
+
+    def watched(number: int) -> int:
+        receipt = call.receipt
+        pending.append(number + 1 - receipt.returned)
+        return number
+
+    inputs = [{"nap": 1} for _ in range(30)]
+    numbers = itertools.count()
+    call = client.map_processes(DO, make(inputs), key=lambda _: watched(next(numbers)), limit=4)
+    await call
+    assert max(pending) == 4
+
+
+async def test_the_end_of_the_inputs_takes_no_room(engine: SimulatedEngine, client: PieClient) -> None:
+    """What was refused is tried again when there is nothing more to take, with the only permit that there is."""
+    for make in (iter, one_by_one):
+        engine.faults.refuse_launches = 1
+        assert await client.map_processes(ECHO, make([7]), limit=2) == [7]
+
+
 async def test_live_runs_never_exceed_the_shrunk_limit(engine: SimulatedEngine, client: PieClient) -> None:
     """A launch waits for a permit of the limit as it is then."""
     over: list[int] = []
@@ -101,6 +146,19 @@ async def test_delays_grow_and_vary(engine: SimulatedEngine, client: PieClient) 
     (outcome,) = await client.map_processes(ECHO, [1], on_error="collect", backoff=backoff)
     assert outcome.refusals == 4
     assert anyio.current_time() == pytest.approx(1 + 3 + 9 + 20, abs=0.5)
+
+
+async def test_patience_begins_anew_when_a_run_returns(engine: SimulatedEngine, client: PieClient) -> None:
+    """However long it took."""
+    inputs = iter([{"nap": 30}, {}])
+
+    def refuse_later(item: Any) -> None:
+        if not item:
+            engine.faults.refuse_launches = 2
+
+    values = await client.map_processes(DO, inputs, key=refuse_later, limit=1, admission_timeout=20)
+    assert values == [None, None]
+    assert engine.refused_total == 2
 
 
 async def test_patience_ends(engine: SimulatedEngine, client: PieClient) -> None:

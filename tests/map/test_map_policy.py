@@ -63,6 +63,7 @@ def test_a_share_of_a_known_number(share: float, total: int, pattern: str, stops
 def test_a_share_of_an_unknown_number() -> None:
     """Judged from the twentieth item on, and at the end."""
     assert feed(failure_policy(0.5, None), "x" * 21) == [False] * 19 + [True] * 2
+    assert feed(failure_policy(0.5, None), "x" * 19 + ".") == [False] * 19 + [True]
     policy = failure_policy(0.5, None)
     assert not any(feed(policy, "xx."))
     policy.conclude()
