@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Process", "ProcessResult", "Timings"]
 
 _TEXTS: Final = (Event.Stdout, Event.Stderr, Event.Message)
+_RETURNED: Final = EndKind.RETURNED  # looked up once: on Python 3.11 that is a call, and each result asks
 _TAIL_CHARS: Final = 2048
 _decoder: Final = json.JSONDecoder()
 
@@ -189,7 +190,7 @@ class Process:
         return self._value(ending)
 
     def _value(self, ending: Ending) -> Any:
-        if ending.kind is EndKind.RETURNED:
+        if ending.kind is _RETURNED:
             return decode_value(ending.text)
         self._raise_if_lost(ending)
         raise ending_error(self._run, ending, output_tail=self._tail or ending.tail)

@@ -117,7 +117,8 @@ def check_bounds(client: ClientProtocol) -> None:
     assert len(downloads) <= LIMITS.downloads
     assert downloads._bytes <= LIMITS.downloads_bytes
     assert len(client.last_notice) <= LIMITS.message_bytes
-    assert set(processes.wanted) <= {process_id.encode() for process_id in processes.live}
+    owners = [record.owner for record in processes.live.values()]
+    assert all(owner in owners for owner, *_ in processes.known.values())
 
 
 @pytest.mark.slow

@@ -336,13 +336,18 @@ async def test_client_buffer_bytes() -> None:
 async def test_buffers_have_the_clients_limits() -> None:
     """They are made with what the client was given."""
     async with SimulatedEngine("v05", port=None) as engine:
-        engine.inferlet("echo@0.1.0")(_echo)
+        engine.inferlet("echo@0.1.0")(_answer)
         limits = Limits(process_buffer_bytes=1234, client_buffer_bytes=5678)
         async with PieClient(engine.connectable, limits=limits) as client:
             process = await client.launch_process("echo@0.1.0")
-            buffer: Any = process._run.buffer
+            buffer: Any = client.session.registry.open_buffer(process._run)
             assert (buffer._limit, buffer._budget.limit) == (1234, 5678)
-            await process.result()
+            await process.signal("x")
+            assert await process.result() == "x"
+
+
+async def _answer(session: Any, input: Any) -> Any:
+    return await session.receive()
 
 
 async def _echo(session: Any, input: Any) -> Any:

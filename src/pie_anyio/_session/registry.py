@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import StrEnum
+from typing import Final
 
 import attrs
 
@@ -28,6 +29,11 @@ class EndKind(StrEnum):
     """The launch never left this machine."""
     DETACHED = "detached"
     """It was left to itself, and the connection that told of it has ended."""
+
+
+# Looked up once: on Python 3.11 that is a call, and each run ends.
+_LOST: Final = EndKind.LOST
+_NOT_STARTED: Final = frozenset({EndKind.REFUSED, EndKind.WITHDRAWN})
 
 
 @attrs.define(eq=False)  # there is one for every run, and a frozen one costs twice as much to make
@@ -116,9 +122,9 @@ class Registry:
             return
         kind = ending.kind
         self.by_id.pop(run.process_id, None)
-        if kind is EndKind.REFUSED or kind is EndKind.WITHDRAWN:
+        if kind in _NOT_STARTED:
             self._uncount(run)
-        if kind is EndKind.LOST:
+        if kind is _LOST:
             self._count(run)  # it may have started, even where its id never became known
             if run.released:
                 self.note_unconfirmed(run)

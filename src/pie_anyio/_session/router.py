@@ -26,6 +26,9 @@ _KINDS: Final = {
     ProcessState.TERMINATED: EndKind.TERMINATED,
     ProcessState.LOST: EndKind.LOST,
 }
+# Looked up once: on Python 3.11 that is a call, and each run ends.
+_FAILED: Final = EndKind.FAILED
+_LOST: Final = EndKind.LOST
 SIGNAL: Final = "Signal"
 """The error text of a process that was terminated, in both generations."""
 
@@ -120,9 +123,9 @@ class Router:
     def _end_process(self, run: Run, event: core.ProcessEnded) -> None:
         kind = _KINDS[event.state]
         text = event.text or ""
-        if kind is EndKind.FAILED and (text == SIGNAL or (run.terminating and text in ("cancelled", ""))):
+        if kind is _FAILED and (text == SIGNAL or (run.terminating and text in ("cancelled", ""))):
             kind = EndKind.TERMINATED
-        if kind is EndKind.LOST:
+        if kind is _LOST:
             lose_run(self._registry, run, text or "the engine no longer knows the process", event.tail)
             return
         run.ended_at = self._now

@@ -38,6 +38,7 @@ from .runs import Runs
 from .supervisor import Supervisor
 
 ABORTED: Final = "stream aborted"
+_OPEN: Final = ConnectionState.OPEN  # looked up once: on Python 3.11 that is a call, and each launch asks
 
 
 class Session(AsyncContextManagerMixin):
@@ -236,7 +237,7 @@ class Session(AsyncContextManagerMixin):
             ConnectionLost: there is no connection any more.
         """
         link = self._link
-        if link is not None and link.protocol.state is ConnectionState.OPEN:
+        if link is not None and link.protocol.state is _OPEN:
             return link
         if link is None:
             msg = "the client is not connected; use it inside 'async with PieClient(url) as client:'"
@@ -333,7 +334,7 @@ class Session(AsyncContextManagerMixin):
     def is_ready(self) -> bool:
         """Whether :meth:`ready` has nothing to wait for, and nothing to raise."""
         link = self._link
-        if link is None or link.protocol.state is not ConnectionState.OPEN:
+        if link is None or link.protocol.state is not _OPEN:
             return False
         return self._supervisor is None or not self._supervisor.is_down
 
