@@ -208,7 +208,7 @@ async def test_long_texts() -> None:
 def orphans(count: int, **limits: int) -> ProcessTable:
     table = ProcessTable(Limits(**limits))
     for number in range(count):
-        table.keep_orphan("p", {"number": number}, 100)
+        table.keep_orphan("p", ("stdout", str(number)), 100)
     return table
 
 
@@ -216,7 +216,7 @@ def test_orphan_events() -> None:
     """The oldest makes way for the one too many."""
     assert len(orphans(5, orphan_events=5).claim_orphans("p")) == 5
     kept = orphans(6, orphan_events=5).claim_orphans("p")
-    assert [fields["number"] for fields in kept] == [1, 2, 3, 4, 5]
+    assert kept == [("stdout", str(number)) for number in range(1, 6)]
 
 
 def test_orphan_bytes() -> None:
