@@ -65,9 +65,10 @@ class ParkingLot:
 
     def unpark_all(self) -> None:
         """Let all who wait go on, in the order in which they came; they do so in the loop's next turn."""
-        for parked in self._parked:
-            self._reschedule(parked)
-        self._parked.clear()
+        if self._parked:
+            for parked in self._parked:
+                self._reschedule(parked)
+            self._parked.clear()
 
 
 def _end_future(future: Any) -> None:
