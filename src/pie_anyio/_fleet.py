@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from functools import partial
 from typing import Any, Protocol
 
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -48,8 +47,9 @@ class Fleet:
         """Runs that have not been seen to end, with their session while they may count as load there; those that were
         told to end are the unconfirmed ones."""
         self._ended: Counter[EndKind] = Counter()
-        self.ended: deque[tuple[Any, Run, Ending]] = deque()
-        """Runs that have ended, for whoever follows them to take away, with what each was started for."""
+        self._at_end = self._end  # one for all
+        self.ended: deque[Run] = deque()
+        """Runs that have ended, for whoever follows them to take away."""
         self.wake: Wake = Wake()
         """Set with each of them."""
         self._deadline: float | None = None
@@ -69,7 +69,7 @@ class Fleet:
     def start_now(self, value: Any, token_budget: int | None, purpose: Any) -> bool:
         """Launch the program, if no session has to be waited for; give whether it was launched.
 
-        ``purpose`` is what will stand beside the run in :attr:`ended`.
+        ``purpose`` is what the run will know it was started for.
 
         Raises:
             InvalidRequest: the program or the value cannot be sent.
@@ -98,10 +98,9 @@ class Fleet:
             self._launcher.put_back(session)
             raise
         self._open[run] = session
-        # Not of the bound method, which would be one more object for each run.
-        run.ended.watch(partial(Fleet._end, self, run, purpose))
+        run.purpose, run.at_end = purpose, self._at_end
 
-    def _end(self, run: Run, purpose: Any) -> None:
+    def _end(self, run: Run) -> None:
         """Note that a run has ended; called by the reader of the connection, so it only does what cannot fail."""
         ending = run.ending
         assert ending is not None
@@ -112,7 +111,7 @@ class Fleet:
             self._open[run] = None  # it was told to end, and not seen to
         else:
             self._ended[ending.kind] += 1
-        self.ended.append((purpose, run, ending))
+        self.ended.append(run)
         self.wake.set()
 
     async def end_all(self) -> None:

@@ -249,10 +249,12 @@ class MapRunner:
         self._now = current_time()
         ended = self.fleet.ended
         while ended:
-            self._finish(*ended.popleft())
+            self._finish(ended.popleft())
 
-    def _finish(self, item: Item, run: Run, ending: Ending) -> None:
+    def _finish(self, run: Run) -> None:
         """Find out what the end of a run means for its item: an outcome, or another try."""
+        item, ending = run.purpose, run.ended.value
+        assert ending is not None
         if ending.kind is _RETURNED:
             self._progressed_at = self._now
             self._settle(self._returned(item, run, ending))

@@ -200,33 +200,3 @@ def test_a_slot_makes_no_event_before_somebody_waits() -> None:
     slot.set_result(1)
     assert slot._lot is None
     assert not hasattr(slot, "__dict__")
-
-
-async def test_a_watcher_is_called_in_the_step_that_settles() -> None:
-    """Once, before anybody who waits gets a turn, and beside them; a later watcher takes the place of the first."""
-    slot: ReplySlot[int] = ReplySlot()
-    calls: list[str] = []
-
-    async def waiter() -> None:
-        await slot.wait()
-        calls.append("waiter")
-
-    with anyio.fail_after(5):
-        async with anyio.create_task_group() as task_group:
-            task_group.start_soon(waiter)
-            await wait_all_tasks_blocked()
-            slot.watch(lambda: calls.append("first"))
-            slot.watch(lambda: calls.append("second"))
-            assert slot.set_result(1)
-            assert calls == ["second"]
-            assert not slot.set_result(2)
-    assert calls == ["second", "waiter"]
-
-
-def test_a_watcher_that_comes_late_is_called_at_once() -> None:
-    """What is known need not be waited for."""
-    slot: ReplySlot[int] = ReplySlot()
-    calls: list[int] = []
-    slot.set_error(ValueError())
-    slot.watch(lambda: calls.append(1))
-    assert calls == [1]

@@ -151,8 +151,7 @@ class Stub:
 
     takes_bare_names = False
 
-    def __init__(self, *, ending: Ending | None = None, error: Exception | None = None) -> None:
-        self.ending = ending
+    def __init__(self, *, error: Exception | None = None) -> None:
         self.error = error
         self.started: list[Run] = []
         self.picked = 0
@@ -178,8 +177,6 @@ class Stub:
     def start(self, request: Any, *, quiet: bool) -> Run:
         run = Run(request.inferlet, CorrelationId(1), ReplySlot(), ReplySlot())
         self.started.append(run)
-        if self.ending is not None:
-            run.ended.set_result(self.ending)
         return run
 
 
@@ -190,9 +187,10 @@ async def test_a_run_is_counted_once() -> None:
     await fleet.start(1, None, "purpose")
     assert (fleet.receipt(), stub.picked) == (Receipt(started=1, running=1), 1)
     ending = Ending(EndKind.RETURNED)
-    stub.started[0].ended.set_result(ending)
+    stub.started[0].finish(ending)
     assert fleet.receipt() == fleet.receipt() == Receipt(started=1, returned=1)
-    assert list(fleet.ended) == [("purpose", stub.started[0], ending)]
+    assert list(fleet.ended) == [stub.started[0]]
+    assert stub.started[0].purpose == "purpose"
     assert fleet.wake.is_set
     assert stub.picked == 0
 
@@ -200,9 +198,11 @@ async def test_a_run_is_counted_once() -> None:
 async def test_a_launch_that_never_left_was_not_started() -> None:
     """The connection went away before it was written: it may be run again."""
     error = ConnectionLost("gone", issued=False)
-    stub: Any = Stub(ending=Ending(EndKind.WITHDRAWN, error=error))
-    call = map_processes(stub, DO, [1], on_error="collect")
-    (outcome,) = await call
+    stub: Any = Stub()
+    async with map_processes(stub, DO, [1], on_error="collect") as call:
+        await anyio.wait_all_tasks_blocked()
+        stub.started[0].finish(Ending(EndKind.WITHDRAWN, error=error))
+        (outcome,) = [outcome async for outcome in call]
     assert isinstance(outcome, NotStarted)
     assert isinstance(outcome.error, ProcessLost)
     assert outcome.error.issued is False
@@ -220,7 +220,7 @@ async def test_what_ends_in_the_step_that_stops_the_map(kind: EndKind) -> None:
         await anyio.wait_all_tasks_blocked()
         assert call._runner is not None
         call._runner.stop()
-        stub.started[0].ended.set_result(Ending(kind, error=error))
+        stub.started[0].finish(Ending(kind, error=error))
     outcomes = [outcome.status async for outcome in call]
     assert outcomes == ([] if kind is EndKind.REFUSED else [kind.value])
     assert len(stub.started) == 1

@@ -11,7 +11,7 @@ from pie_anyio._flow.pausing import Buffers, Intake
 from pie_anyio._flow.slots import ReplySlot
 from pie_anyio._protocol import events as core
 from pie_anyio._protocol.messages import McpRequest
-from pie_anyio._session.registry import Registry, Run
+from pie_anyio._session.registry import Ending, EndKind, Registry, Run
 from pie_anyio._session.router import Router
 from pie_anyio._session.session import Session
 from pie_anyio._types import CorrelationId
@@ -66,3 +66,16 @@ async def test_a_tool_call_without_tools_is_ignored() -> None:
     session = new_session()
     session.tool_handler = None
     session._on_tool(McpRequest(1, "p", "server", "tools/call", "{}"))
+
+
+def test_the_end_of_a_run_is_told_in_the_step_that_reads_it() -> None:
+    """Once, with the first end, which stands."""
+    run = Run("p@0.1.0", CorrelationId(1), ReplySlot(), ReplySlot())
+    told: list[object] = []
+    run.at_end = lambda ended: told.append((ended, ended.ending))
+    first = Ending(EndKind.RETURNED, "1")
+    assert run.finish(first)
+    assert told == [(run, first)]
+    assert not run.finish(Ending(EndKind.LOST))
+    assert told == [(run, first)]
+    assert run.ending is first

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
 from anyio.lowlevel import checkpoint
@@ -21,7 +20,7 @@ class ReplySlot(Generic[T]):
     for by one task or by none.
     """
 
-    __slots__ = ("_lot", "_watcher", "done", "error", "value")
+    __slots__ = ("_lot", "done", "error", "value")
 
     def __init__(self) -> None:
         self.done: bool = False
@@ -31,7 +30,6 @@ class ReplySlot(Generic[T]):
         self.error: BaseException | None = None
         """The error, where that is."""
         self._lot: ParkingLot | None = None
-        self._watcher: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         # The value is left out: it may be a megabyte of somebody's data, or a secret.
@@ -54,17 +52,6 @@ class ReplySlot(Generic[T]):
         self.error = error
         self._settle()
         return True
-
-    def watch(self, callback: Callable[[], object]) -> None:
-        """Have a function called in the very step that sets the outcome, or now if it is there.
-
-        For one owner of many slots, to whom a waiting task for each would cost more than all the rest. The function
-        must not raise; a second one takes the place of the first.
-        """
-        if self.done:
-            callback()
-        else:
-            self._watcher = callback
 
     async def wait(self) -> T:
         """Wait for the outcome; return its value or raise its error.
@@ -93,6 +80,3 @@ class ReplySlot(Generic[T]):
         if self._lot is not None:
             self._lot.unpark_all()
             self._lot = None
-        if self._watcher is not None:
-            watcher, self._watcher = self._watcher, None
-            watcher()

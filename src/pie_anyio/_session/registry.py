@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -81,6 +82,18 @@ class Run:
     started_at: float | None = None
     first_output_at: float | None = None
     ended_at: float | None = None
+    purpose: Any = None
+    """What its owner started it for."""
+    at_end: Callable[[Run], object] | None = None
+    """Called with the run in the step in which its end becomes known, by the reader: it must not raise. For an owner of
+    many runs, to whom a waiting task for each would cost more than all the rest."""
+
+    def finish(self, ending: Ending) -> bool:
+        """Make the end known; False where one is known already, which then stands."""
+        first = self.ended.set_result(ending)
+        if first and self.at_end is not None:
+            self.at_end(self)
+        return first
 
     def stop_pausing(self) -> None:
         """Do not hold the connection up for the sake of this run from here on. Idempotent."""
@@ -118,7 +131,7 @@ class Registry:
 
     def end(self, run: Run, ending: Ending) -> None:
         """Note the end of a run, once."""
-        if not run.ended.set_result(ending):
+        if not run.finish(ending):
             return
         kind = ending.kind
         self.by_id.pop(run.process_id, None)
