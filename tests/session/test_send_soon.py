@@ -139,6 +139,28 @@ async def test_many_messages_at_once_share_the_writers_send(bench: Bench) -> Non
         tasks.cancel_scope.cancel()
 
 
+async def test_so_many_messages_that_the_engine_had_better_begin(bench: Bench) -> None:
+    """Each time that 8 KiB are queued they go at once, and only the rest waits for the writer."""
+    bench.signal("first")
+    text = "x" * 1000
+    for _ in range(7):
+        bench.signal(text)
+    assert bench.heard() == ["first"]
+    bench.signal(text)
+    assert bench.heard() == ["first", *[text] * 8]
+    assert bench.link.requests.level == 0
+    for _ in range(20):
+        bench.signal(text)
+    assert bench.heard() == ["first", *[text] * 24]
+    assert len(bench.spy.at_once) == 4
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write, bench.link)
+        await anyio.wait_all_tasks_blocked()
+        assert bench.heard() == ["first", *[text] * 28]
+        assert len(bench.spy.waited) == 1
+        tasks.cancel_scope.cancel()
+
+
 async def test_hearing_from_the_engine_makes_the_connection_quiet(bench: Bench) -> None:
     """After any bytes the next message goes at once again."""
     async with anyio.create_task_group() as tasks:
