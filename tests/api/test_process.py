@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import gc
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from pie_anyio import (
     ConnectionLost,
+    Error,
     Event,
     File,
     InvalidRequest,
@@ -20,6 +23,7 @@ from pie_anyio import (
     Message,
     OutputOverflow,
     PieClient,
+    Process,
     ProcessFailed,
     ProcessLost,
     ProcessNotFound,
@@ -29,10 +33,14 @@ from pie_anyio import (
     Stdout,
     TransferError,
 )
+from pie_anyio._calls import RequestCall
 from pie_anyio._process import ending_error
+from pie_anyio._protocol import messages
 from pie_anyio._session import uploads
 from pie_anyio._session.registry import Ending, EndKind, Run
 from pie_anyio.testing import SimulatedEngine
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
 
 
 async def test_events_can_be_matched(client: PieClient, engine: SimulatedEngine) -> None:
@@ -133,12 +141,17 @@ async def test_failures_carry_the_last_output(client: PieClient) -> None:
         assert caught.value.output_tail == "before\ntrouble\n"
 
 
-async def test_a_call_that_is_not_used_warns(client: PieClient, engine: SimulatedEngine) -> None:
+@pytest.mark.parametrize("name", ["launch_process('echo@0.1.0')", f"attach_process('{NOBODY}')", "ping"])
+async def test_a_call_that_is_not_used_warns(client: PieClient, engine: SimulatedEngine, name: str) -> None:
     """Like a coroutine that nobody awaits."""
-    with pytest.warns(  # noqa: PT031 - other interpreters collect later
-        RuntimeWarning, match=r"launch_process\('echo@0.1.0'\) was neither awaited nor entered"
-    ):
-        client.launch_process("echo@0.1.0")  # type: ignore[unused-awaitable]
+    calls: dict[str, Callable[[], object]] = {
+        "launch_process": lambda: client.launch_process("echo@0.1.0"),
+        "attach_process": lambda: client.attach_process(NOBODY),
+        "ping": lambda: RequestCall(client.session, messages.Ping(), "error", quiet=False),  # type: ignore[arg-type]
+    }
+    pattern = re.escape(name) + " was neither awaited nor entered"
+    with pytest.warns(RuntimeWarning, match=pattern):  # noqa: PT031 - other interpreters collect later
+        calls[name.partition("(")[0]]()
         gc.collect()
     assert not engine.received
 
@@ -443,3 +456,25 @@ async def test_a_process_without_output_can_be_detached(client: PieClient) -> No
     async with client.launch_process("echo@0.1.0", 5, capture_outputs=False) as process:
         assert process.detach() == process.process_id
         assert await process.result() == 5
+
+
+async def test_the_end_of_a_process_that_nobody_reads_is_told_once(client: PieClient) -> None:
+    """Also where two have been waiting for it: one gets it, and for the other the stream is over."""
+    got: list[object] = []
+
+    async def read(process: Process) -> None:
+        try:
+            got.append(type(await process.recv()))
+        except anyio.EndOfStream:
+            got.append("over")
+
+    with anyio.fail_after(5):
+        process = await client.launch_process("sleep@0.1.0", capture_outputs=False)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(read, process)
+            await anyio.wait_all_tasks_blocked()
+            await process.terminate()
+        assert sorted(got, key=str) == [Error, "over"]
+        with pytest.raises(anyio.EndOfStream):
+            await process.recv()

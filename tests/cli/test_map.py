@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from pie_anyio import PieError, ProcessError
 from pie_anyio.cli import _map
@@ -252,12 +253,20 @@ def test_an_interrupt_ends_all_runs(served: Served, invoke: Invoke, backend: str
 
 def test_refusals_are_waited_out(served: Served, invoke: Invoke) -> None:
     """A full engine delays runs, and the account counts that."""
-    served.engine.faults.capacity = 2
+    engine = served.engine
+    engine.faults.capacity = 2
+
+    @engine.inferlet("held@0.1.0")
+    async def held(session: Any, input: Any) -> Any:
+        while not engine.refused_total:
+            await checkpoint()
+        return input
+
     write(*range(12))
-    result = invoke("map", "echo@0.1.0", IN, "-o", OUT, "--url", served.url, "--limit", "6")
+    result = invoke("map", "held@0.1.0", IN, "-o", OUT, "--url", served.url, "--limit", "6")
     assert result.code == 0
     assert "refusals waited out" in result.stderr
-    assert sum(line["refusals"] for line in outcomes()) == served.engine.refused_total > 0
+    assert sum(line["refusals"] for line in outcomes()) == engine.refused_total > 0
 
 
 def test_a_lost_engine(served: Served, invoke: Invoke) -> None:

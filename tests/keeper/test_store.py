@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,19 @@ class Clock:
         return self.now
 
 
+_made: list[Store] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_stores() -> Iterator[None]:
+    yield
+    while _made:
+        _made.pop().close()
+
+
 def make(path: Path | None = None, clock: Clock | None = None, **limits: Any) -> Store:
-    return Store(path, KeeperLimits(**limits), now=clock or Clock())
+    _made.append(Store(path, KeeperLimits(**limits), now=clock or Clock()))
+    return _made[-1]
 
 
 def add(store: Store, name: str = "one") -> Record:

@@ -179,9 +179,7 @@ class Router:
             owner.reattaching.set_result((False, str(error)))
             owner.reattaching = None
         elif isinstance(owner, Run):
-            owner.ended_at = self._now
-            if owner.buffer is not None:
-                owner.buffer.fail(error)
+            owner.ended_at = self._now  # it never started, so it has no buffer either
             lost = isinstance(error, (ConnectionLost, RemoteProtocolError))
             issued = getattr(error, "issued", True)
             kind = EndKind.REFUSED if not lost else EndKind.LOST if issued else EndKind.WITHDRAWN

@@ -208,8 +208,6 @@ class Supervisor:
 
     def _withdraw(self, run: Run, error: PieError) -> None:
         if not run.ended.done:
-            if run.buffer is not None:
-                run.buffer.fail(error)
             run.started.set_error(error)
             self._session.registry.end(run, Ending(EndKind.WITHDRAWN, error=error))
 
