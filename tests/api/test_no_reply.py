@@ -80,6 +80,19 @@ async def test_a_request_that_is_never_answered(engine: SimulatedEngine, kind: s
             assert result.value == [1]
 
 
+@pytest.mark.parametrize("captured", [True, False])
+async def test_reading_what_was_left_and_never_ended(engine: SimulatedEngine, captured: bool) -> None:
+    """There is nothing more to read of a process whose owner has left, whether or not it is seen to end."""
+    with anyio.fail_after(FOR_EVER):
+        async with PieClient(engine.connectable, terminate_grace=1) as client:
+            engine.faults.ignored.add("terminate_process")
+            async with client.launch_process("sleep@0.1.0", capture_outputs=captured) as process:
+                pass
+            assert client.receipt.unconfirmed == (process.process_id,)
+            with anyio.fail_after(1), pytest.raises(anyio.EndOfStream):
+                await process.recv()
+
+
 async def test_requests_before_authentication_wait_for_it(engine: SimulatedEngine) -> None:
     """0.4 drops them in silence, so the client logs in first, by itself and once, however many come at once."""
     with anyio.fail_after(FOR_EVER):

@@ -152,6 +152,7 @@ async def test_p07_unread_output_is_bounded(engine: SimulatedEngine) -> None:
                 async for _ in process:
                     pass
             assert caught.value.dropped > 900
+            assert caught.value.process_id == process.process_id
             assert [event async for event in process] == [(Event.Return, "safe")]
             assert process.return_value == "safe"
 

@@ -205,6 +205,27 @@ async def test_detaching(profile: Any) -> None:
         assert buffered(process) < 2 * LIMIT
 
 
+async def test_detaching_before_anything_is_said(profile: Any) -> None:
+    """What it prints later holds nobody up either."""
+    async with running(profile) as (engine, client):
+
+        @engine.inferlet("later@0.1.0")
+        async def later(session: Any, input: Any) -> str:
+            await session.receive()
+            for number in range(LINES):
+                await session.stdout(f"{number:0500}")
+            return "done"
+
+        process = await client.launch_process("later@0.1.0", overflow="pause")
+        process.detach()
+        await process.signal("go")
+        await process.wait()
+        assert not client.session.intake.is_shut
+        kinds = [event.kind async for event in process]
+        assert Event.Gap in kinds
+        assert kinds[-1] is Event.Return
+
+
 async def test_closing_while_paused(profile: Any) -> None:
     """The close frame is sent, and what there is to hear is heard, in bounded memory."""
     process = None
