@@ -81,12 +81,12 @@ def decode_value(text: str) -> Any:
     """Decode a returned text: JSON where it is JSON, else the text itself; None for an empty one."""
     if not text:
         return None
+    plain = text.strip(" \t\n\r")  # what JSON allows around a value
     try:
-        value, end = _decoder.raw_decode(text)
-        # What engines send has no spaces around it; looking for them takes longer than the rest.
-        return value if end == len(text) else json.loads(text)
+        value, end = _decoder.raw_decode(plain)  # loads() takes four times as long
     except (ValueError, RecursionError):
         return text
+    return value if end == len(plain) else text
 
 
 def timings_of(run: Run) -> Timings:

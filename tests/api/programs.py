@@ -36,6 +36,7 @@ language = "python"
 AGENT_SOURCE: Final = """\
 import asyncio
 import sys
+import time
 
 from inferlet import session
 
@@ -52,6 +53,7 @@ async def main(input):
         text = await session.receive()
         arriving = asyncio.ensure_future(session.receive_file())
         await asyncio.sleep(0)
+        time.sleep(0.05)
         session.send("file please")
         data = await arriving
         return {"signal": text, "bytes": len(data)}

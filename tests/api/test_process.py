@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pie_anyio import (
     ConnectionLost,
@@ -34,7 +37,7 @@ from pie_anyio import (
     TransferError,
 )
 from pie_anyio._calls import RequestCall
-from pie_anyio._process import ending_error
+from pie_anyio._process import decode_value, ending_error
 from pie_anyio._protocol import messages
 from pie_anyio._session import uploads
 from pie_anyio._session.registry import Ending, EndKind, Run
@@ -110,7 +113,11 @@ async def test_timings_of_what_has_not_happened(client: PieClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "decoded"), [(None, None), ("", None), ("text", "text"), ("[1", "[1"), ([1], [1])]
+    ("value", "decoded"),
+    [
+        *((None, None), ("", None), ("text", "text"), ("[1", "[1"), ([1], [1])),
+        *(("1 2", "1 2"), (" [1]\n", [1]), ("NaN,", "NaN,"), ("[" * 10**5, "[" * 10**5)),
+    ],
 )
 async def test_returned_values(client: PieClient, value: Any, decoded: Any, engine: SimulatedEngine) -> None:
     """JSON where it is JSON, else text; nothing where there is nothing."""
@@ -122,6 +129,16 @@ async def test_returned_values(client: PieClient, value: Any, decoded: Any, engi
     with anyio.fail_after(5):
         async with client.launch_process("give@0.1.0") as process:
             assert await process.result() == decoded
+
+
+@given(st.text(' \t\n\r[]{}",:0123nultrefaso\\\ufeff\x0b\xa0eE+-.NI'))
+def test_values_are_json_wherever_they_are(text: str) -> None:
+    """The quick way takes exactly what the library's takes."""
+    try:
+        expected = json.loads(text) if text else None
+    except ValueError:
+        expected = text
+    assert repr(decode_value(text)) == repr(expected)
 
 
 async def test_failures_carry_the_last_output(client: PieClient) -> None:
@@ -478,3 +495,15 @@ async def test_the_end_of_a_process_that_nobody_reads_is_told_once(client: PieCl
         assert sorted(got, key=str) == [Error, "over"]
         with pytest.raises(anyio.EndOfStream):
             await process.recv()
+
+
+async def test_the_result_takes_the_end(client: PieClient) -> None:
+    """Of a process that printed nothing, too: after it there is nothing to receive, and nothing else has changed."""
+    with anyio.fail_after(5):
+        process = await client.launch_process("echo@0.1.0", 5)
+        await process.wait()
+        assert await process.result() == 5
+        with pytest.raises(anyio.EndOfStream):
+            await process.recv()
+        assert [event async for event in process] == []
+        assert await process.result() == process.return_value == 5

@@ -47,10 +47,10 @@ Inferlets = dict[str, tuple[bytes, str]]
 @pytest.fixture
 async def client(real_engine_url: str, real_inferlets: Inferlets) -> AsyncIterator[PieClient]:
     """Connect to the shared engine, with all programs installed."""
-    with anyio.fail_after(120):
-        async with PieClient(real_engine_url) as connected:
+    async with PieClient(real_engine_url) as connected:
+        with anyio.fail_after(60):
             await _install(connected, real_inferlets)
-            yield connected
+        yield connected
 
 
 async def _install(client: PieClient, inferlets: Inferlets) -> None:

@@ -186,6 +186,18 @@ async def test_a_run_that_is_answered_at_once_gives_way_once() -> None:
         assert await waits_of(run) == 1
 
 
+async def test_a_result_that_is_asked_for_again_gives_way() -> None:
+    """Else whoever asks for it in a loop would starve the others."""
+    async with connected() as (line, client), anyio.create_task_group() as group:
+        (process,) = await launch(line, client, group, 1)
+        line.say("return", "7", line.live)
+        line.live.clear()
+        line.flush()
+        await settled()
+        assert await waits_of(process.result) == 0
+        assert await waits_of(process.result) == 1
+
+
 async def test_events_that_are_there_are_given_in_bursts() -> None:
     """64 between two turns, so 1000 of them take 15 turns: 15.6 bursts, of which the first needs none."""
     async with connected() as (line, client), anyio.create_task_group() as group:

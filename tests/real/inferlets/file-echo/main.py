@@ -6,6 +6,7 @@ sent with the waiter already in place.
 """
 
 import asyncio
+import time
 
 from inferlet import session
 
@@ -15,7 +16,8 @@ async def main(input):
     sizes = []
     for number in range(input.get("count", 1)):
         arriving = asyncio.ensure_future(session.receive_file())
-        await asyncio.sleep(0)  # the task's first step registers the waiter
+        await asyncio.sleep(0)  # the task's first step asks for the waiter,
+        time.sleep(0.05)  # and the engine puts it in place in its own time: a quick client could be there before it
         session.send(f"ready {number}")
         data = await arriving
         session.send_file(data)
