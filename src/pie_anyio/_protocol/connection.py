@@ -54,6 +54,9 @@ _TAKEN: Final = RequestTrigger.TAKEN
 class ClientProtocol(Inbound):
     """The client's side of one connection, without I/O."""
 
+    state: ConnectionState
+    ignored: int
+
     def __init__(
         self,
         *,
