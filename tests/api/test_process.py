@@ -164,7 +164,7 @@ async def test_a_call_that_is_not_used_warns(client: PieClient, engine: Simulate
     calls: dict[str, Callable[[], object]] = {
         "launch_process": lambda: client.launch_process("echo@0.1.0"),
         "attach_process": lambda: client.attach_process(NOBODY),
-        "ping": lambda: RequestCall(client.session, messages.Ping(), "error", quiet=False),  # type: ignore[arg-type]
+        "ping": lambda: RequestCall(client.session, messages.Ping(), "error", quiet=False),  # type: ignore[arg-type] # any request has a name
     }
     pattern = re.escape(name) + " was neither awaited nor entered"
     with pytest.warns(RuntimeWarning, match=pattern):  # noqa: PT031 - other interpreters collect later

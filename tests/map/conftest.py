@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncIterator, Callable
-from functools import wraps
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import pytest
+from tests.bounded import bound
 
 from pie_anyio import PieClient
 from pie_anyio.testing import InferletSession, SimulatedEngine
@@ -18,17 +17,7 @@ from pie_anyio.testing.clock import virtual_backend
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Let no test here take longer than 1000 virtual seconds."""
-    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
-        item.obj = _limited(item.obj)
-
-
-def _limited(test: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(test)
-    async def limited(*args: Any, **kwargs: Any) -> None:
-        with anyio.fail_after(1000):
-            await test(*args, **kwargs)
-
-    return limited
+    bound(item, 1000)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

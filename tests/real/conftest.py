@@ -10,15 +10,12 @@ PIE_REQUIRE_REAL_ENGINE   set to 1, an engine that cannot be had is an error ins
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import anyio
 import pytest
+from tests.bounded import bound
 
 from pie_anyio.testing.real_engine import RealEngine, RealEngineProcess, RealEngineUnavailable
 
@@ -28,22 +25,8 @@ _missing = pytest.StashKey[str]()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let no test here take longer than two minutes; a scope around a fixture's yield would outlive the test's loop."""
-    if (
-        isinstance(item, pytest.Function)
-        and inspect.iscoroutinefunction(item.obj)
-        and INFERLETS.parent in item.path.parents
-    ):
-        item.obj = _limited(item.obj)
-
-
-def _limited(test: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(test)
-    async def limited(*args: Any, **kwargs: Any) -> None:
-        with anyio.fail_after(120):
-            await test(*args, **kwargs)
-
-    return limited
+    """Let no test here take longer than two minutes."""
+    bound(item, 120)
 
 
 @pytest.fixture(scope="session")

@@ -22,16 +22,15 @@ def new_session() -> Session:
     return PieClient("ws://127.0.0.1:1").session
 
 
+def make_router() -> Router:
+    registry = Registry(Buffers(1000, ByteBudget(1000), Intake()))
+    return Router(registry, generation=1, handshake=ReplySlot(), on_notice=print, on_tool=print)
+
+
 async def test_output_without_a_buffer_is_dropped() -> None:
     """A run whose output nobody reads notes that there was some, and that is all."""
     run = Run("p@0.1.0", CorrelationId(1), ReplySlot(), ReplySlot())
-    router = Router(
-        Registry(Buffers(1000, ByteBudget(1000), Intake())),
-        generation=1,
-        handshake=ReplySlot(),
-        on_notice=print,
-        on_tool=print,
-    )
+    router = make_router()
     router.route_all([core.ProcessOutput(run, tuple.__new__(Stdout, (Event.Stdout, "x")), 1)])
     assert run.first_output_at is not None
     assert run.buffer is None
@@ -39,13 +38,7 @@ async def test_output_without_a_buffer_is_dropped() -> None:
 
 async def test_a_damaged_answer_that_nobody_waits_for_is_dropped() -> None:
     """The session's own terminates have no owner."""
-    router = Router(
-        Registry(Buffers(1000, ByteBudget(1000), Intake())),
-        generation=1,
-        handshake=ReplySlot(),
-        on_notice=print,
-        on_tool=print,
-    )
+    router = make_router()
     router.route_all([core.ReplyDamaged(None, "cut short")])
     assert not router.ended.done
 

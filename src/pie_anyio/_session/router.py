@@ -72,6 +72,7 @@ class Router:
         if events:
             self._now = current_time()  # one time for one read: asking costs more than routing does
         for event in events:
+            # The owners that these three name are the runs that were submitted; a cast would be a call for each.
             if type(event) is core.ProcessOutput:
                 run: Run = event.owner  # type: ignore[assignment]
                 if run.first_output_at is None:
